@@ -123,18 +123,23 @@ impl Error {
             | Error::Usage { hint, .. }
             | Error::Parity { hint, .. }
             | Error::Run { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
-            Error::Recipe { .. } => Some("`subquad recipes show quickstart` prints a recipe with every common key".into()),
-            Error::Disk { .. } => Some("free some space, or choose another place with `--out`".into()),
-            Error::NonFinite { .. } => {
-                Some("nothing was updated; lower `optimizer.lr` or set `optimizer.clip`, then run the same command again".into())
+            Error::Recipe { .. } => {
+                Some("`subquad recipes show quickstart` prints a recipe with every common key".into())
             }
+            Error::Disk { .. } => Some("free some space, or choose another place with `--out`".into()),
+            Error::NonFinite { .. } => Some(
+                "nothing was updated; lower `optimizer.lr` or set `optimizer.clip`, then run the same command again"
+                    .into(),
+            ),
             Error::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull => Some("free some space, then run the same command again".into()),
                 std::io::ErrorKind::PermissionDenied => Some("check the permissions of this path".into()),
                 _ => None,
             },
             Error::Interrupted => Some("run the same command again to continue".into()),
-            Error::Tensor(_) | Error::Internal(_) => Some("this is a bug of subquad: please report it with the command and the recipe".into()),
+            Error::Tensor(_) | Error::Internal(_) => {
+                Some("this is a bug of subquad: please report it with the command and the recipe".into())
+            }
         }
     }
 

@@ -1,2 +1,4 @@
 pub mod error;
+pub mod mixer;
+
 pub use error::{Error, Result};

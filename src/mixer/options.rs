@@ -1,0 +1,55 @@
+//! Descriptions of a mixer's own options: one table per mixer, read by the recipe, its schema and the help.
+
+use serde_json::Value;
+
+/// What values an option takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OptionKind {
+    /// A whole number in the inclusive range.
+    Integer { min: i64, max: i64 },
+    /// A number in the inclusive range.
+    Number { min: f64, max: f64 },
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `true` or `false`.
+    Flag,
+}
+
+/// One option of a mixer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptionSpec {
+    pub name: &'static str,
+    pub kind: OptionKind,
+    /// The default as JSON text (`"64"`, `"\"identity\""`); `"null"`: derived from the teacher.
+    pub default: &'static str,
+    /// One sentence: effect, unit, and where the default comes from.
+    pub help: &'static str,
+}
+
+impl OptionSpec {
+    /// Why `value` cannot be used, or `None` when it can.
+    pub fn mistake(&self, value: &Value) -> Option<String> {
+        match self.kind {
+            OptionKind::Integer { min, max } => match value.as_i64() {
+                Some(v) if (min..=max).contains(&v) => None,
+                _ => Some(format!("`{}` must be a whole number from {min} to {max}", self.name)),
+            },
+            OptionKind::Number { min, max } => match value.as_f64() {
+                Some(v) if v >= min && v <= max => None,
+                _ => Some(format!("`{}` must be a number from {min} to {max}", self.name)),
+            },
+            OptionKind::Choice(words) => match value.as_str() {
+                Some(v) if words.contains(&v) => None,
+                _ => Some(format!("`{}` must be one of {}", self.name, words.join(", "))),
+            },
+            OptionKind::Flag => {
+                value.is_boolean().then_some(()).is_none().then(|| format!("`{}` must be true or false", self.name))
+            }
+        }
+    }
+
+    /// The default as a value.
+    pub fn default_value(&self) -> Value {
+        serde_json::from_str(self.default).expect("defaults in tables are valid JSON, held by a test")
+    }
+}
