@@ -1,4 +1,5 @@
 pub mod error;
 pub mod mixer;
+pub mod ops;
 
 pub use error::{Error, Result};

@@ -53,3 +53,41 @@ impl OptionSpec {
         serde_json::from_str(self.default).expect("defaults in tables are valid JSON, held by a test")
     }
 }
+
+/// A mixer's options with defaults filled in, as they stand in an exported config.json too.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options(serde_json::Map<String, Value>);
+
+impl Options {
+    /// `given` over the defaults of `specs`; the first mistake as an error (recipes report all of them beforehand).
+    pub fn new(specs: &[OptionSpec], given: &serde_json::Map<String, Value>) -> crate::Result<Self> {
+        let bad = |what: String| crate::Error::usage(what, "`subquad mixers NAME` explains the options of a mixer");
+        if let Some(name) = given.keys().find(|k| !specs.iter().any(|s| s.name == **k)) {
+            return Err(bad(format!("unknown mixer option `{name}`")));
+        }
+        let mut all = serde_json::Map::new();
+        for spec in specs {
+            match given.get(spec.name).filter(|v| !v.is_null()) {
+                Some(value) => match spec.mistake(value) {
+                    Some(what) => return Err(bad(what)),
+                    None => all.insert(spec.name.into(), value.clone()),
+                },
+                None => all.insert(spec.name.into(), spec.default_value()),
+            };
+        }
+        Ok(Options(all))
+    }
+
+    pub fn values(&self) -> &serde_json::Map<String, Value> {
+        &self.0
+    }
+
+    /// A whole number, or `derived` when the option was left to the teacher's sizes.
+    pub fn integer(&self, name: &str, derived: usize) -> usize {
+        self.0.get(name).and_then(Value::as_u64).map_or(derived, |v| v as usize)
+    }
+
+    pub fn word(&self, name: &str) -> &str {
+        self.0.get(name).and_then(Value::as_str).unwrap_or("")
+    }
+}

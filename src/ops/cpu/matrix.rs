@@ -1,0 +1,116 @@
+//! Row-strided f32 matrices and their product (the `gemm` crate), so that heads are used where they lie.
+
+use gemm::Parallelism;
+use std::marker::PhantomData;
+
+/// A read-only `[rows, cols]` matrix.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    ptr: *const f32,
+    pub rows: usize,
+    pub cols: usize,
+    row_stride: isize,
+    col_stride: isize,
+    life: PhantomData<&'a f32>,
+}
+// SAFETY: a shared view of f32 elements, like `&[f32]`.
+unsafe impl Send for Mat<'_> {}
+unsafe impl Sync for Mat<'_> {}
+
+impl<'a> Mat<'a> {
+    /// A row-major matrix that fills `data`.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// `stride` elements between the starts of rows.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(rows == 0 || (rows - 1) * stride + cols <= data.len());
+        Mat { ptr: data.as_ptr(), rows, cols, row_stride: stride as isize, col_stride: 1, life: PhantomData }
+    }
+
+    /// The transpose, without a copy.
+    pub fn t(self) -> Self {
+        let Mat { ptr, rows, cols, row_stride, col_stride, life } = self;
+        Mat { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride, life }
+    }
+
+    /// Row `i` of a matrix that was not transposed.
+    pub fn row(&self, i: usize) -> &'a [f32] {
+        assert!(i < self.rows && self.col_stride == 1);
+        // SAFETY: inside the bounds that `strided` checked.
+        unsafe { std::slice::from_raw_parts(self.ptr.offset(i as isize * self.row_stride), self.cols) }
+    }
+}
+
+/// A writable row-major `[rows, cols]` matrix.
+pub struct MatMut<'a> {
+    ptr: *mut f32,
+    pub rows: usize,
+    pub cols: usize,
+    row_stride: isize,
+    life: PhantomData<&'a mut f32>,
+}
+
+impl<'a> MatMut<'a> {
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        // SAFETY: exactly the slice.
+        unsafe { Self::from_raw(data.as_mut_ptr(), rows, cols, cols) }
+    }
+
+    /// # Safety
+    /// All `rows` of `cols` elements, `stride` apart, are valid for the lifetime and not aliased.
+    pub unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, stride: usize) -> Self {
+        MatMut { ptr, rows, cols, row_stride: stride as isize, life: PhantomData }
+    }
+
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows);
+        // SAFETY: inside the bounds promised at construction; `&mut self` keeps rows unaliased.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.offset(i as isize * self.row_stride), self.cols) }
+    }
+
+    /// `self = alpha a b + beta self` on one thread; `beta` 0 overwrites without reading.
+    pub fn product(&mut self, alpha: f32, a: Mat, b: Mat, beta: f32) {
+        self.product_on(alpha, a, b, beta, Parallelism::None);
+    }
+
+    /// The same on all threads; the split is over rows and columns only, so the result does not depend on it.
+    pub fn product_parallel(&mut self, alpha: f32, a: Mat, b: Mat, beta: f32) {
+        self.product_on(alpha, a, b, beta, Parallelism::Rayon(rayon::current_num_threads()));
+    }
+
+    fn product_on(&mut self, alpha: f32, a: Mat, b: Mat, beta: f32, threads: Parallelism) {
+        assert_eq!((self.rows, self.cols, a.cols), (a.rows, b.cols, b.rows), "shapes of a product");
+        if self.rows == 0 || self.cols == 0 {
+            return;
+        }
+        // SAFETY: strides and sizes describe valid memory by the constructors; `gemm` swaps alpha and beta:
+        // its first factor scales what is read from the destination.
+        unsafe {
+            gemm::gemm(
+                self.rows,
+                self.cols,
+                a.cols,
+                self.ptr,
+                1,
+                self.row_stride,
+                beta != 0.0,
+                a.ptr,
+                a.col_stride,
+                a.row_stride,
+                b.ptr,
+                b.col_stride,
+                b.row_stride,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                threads,
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What CPU kernels share: strided matrices, vectorised row functions, and shared output buffers.
+
+pub mod matrix;
+pub mod simd;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use parking_lot::RwLockReadGuard;
+use std::ops::Deref;
+
+use crate::{Error, Result};
+
+/// The f32 elements of a contiguous CPU tensor, without a copy.
+pub struct Slice<'a> {
+    guard: RwLockReadGuard<'a, Storage>,
+    start: usize,
+    len: usize,
+}
+
+impl<'a> Slice<'a> {
+    /// Errors (bugs of ours) when the tensor is not contiguous, not f32, or not on the CPU.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (guard, layout) = tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(Error::Internal(format!("tensor {:?} is not contiguous", tensor.shape())));
+        };
+        match &*guard {
+            Storage::Cpu(CpuStorage::F32(_)) => {}
+            _ => {
+                let what = format!("tensor is {:?} on {:?}; CPU kernels take f32", tensor.dtype(), tensor.device());
+                return Err(Error::Internal(what));
+            }
+        }
+        Ok(Slice { guard, start, len: end - start })
+    }
+}
+
+impl Deref for Slice<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(data)) => &data[self.start..self.start + self.len],
+            _ => unreachable!("checked when the slice was made"),
+        }
+    }
+}
+
+/// Elements of a `[B, T, H, K]` tensor whose heads lie side by side; batch and token strides are free,
+/// so that a narrowed cache is read in place.
+pub struct Heads<'a> {
+    guard: RwLockReadGuard<'a, Storage>,
+    start: usize,
+    /// Elements between batch rows and between tokens.
+    pub batch_stride: usize,
+    pub token_stride: usize,
+    pub batch: usize,
+    pub tokens: usize,
+    pub heads: usize,
+    pub width: usize,
+}
+
+impl<'a> Heads<'a> {
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (batch, tokens, heads, width) = tensor.dims4()?;
+        let (guard, layout) = tensor.storage_and_layout();
+        let stride = layout.stride();
+        let dense = (width == 1 || stride[3] == 1) && (heads == 1 || stride[2] == width);
+        if !dense || !matches!(&*guard, Storage::Cpu(CpuStorage::F32(_))) {
+            return Err(Error::Internal(format!(
+                "heads {:?} {:?} are not dense f32 on the CPU",
+                tensor.shape(),
+                stride
+            )));
+        }
+        let start = layout.start_offset();
+        Ok(Heads { guard, start, batch_stride: stride[0], token_stride: stride[1], batch, tokens, heads, width })
+    }
+
+    /// Rows `tokens` of one head as a `[tokens, width]` matrix.
+    pub fn head(&self, batch: usize, head: usize, tokens: std::ops::Range<usize>) -> matrix::Mat<'_> {
+        assert!(batch < self.batch && head < self.heads && tokens.start <= tokens.end && tokens.end <= self.tokens);
+        let Storage::Cpu(CpuStorage::F32(data)) = &*self.guard else { unreachable!("checked when the view was made") };
+        if tokens.is_empty() {
+            return matrix::Mat::strided(&[], 0, self.width, self.token_stride);
+        }
+        let first = self.start + batch * self.batch_stride + tokens.start * self.token_stride + head * self.width;
+        matrix::Mat::strided(&data[first..], tokens.len(), self.width, self.token_stride)
+    }
+}
+
+/// A fresh buffer that several tasks fill, each its own part.
+pub struct Output {
+    data: Vec<f32>,
+    shape: Vec<usize>,
+}
+
+/// A pointer into an [`Output`], copied into tasks.
+#[derive(Clone, Copy)]
+pub struct OutputPointer(*mut f32);
+// SAFETY: the pointer is only dereferenced through `rows`/`slice`, whose callers keep tasks on disjoint elements.
+unsafe impl Send for OutputPointer {}
+unsafe impl Sync for OutputPointer {}
+
+impl Output {
+    pub fn zeros(shape: &[usize]) -> Self {
+        Output { data: vec![0.0; shape.iter().product()], shape: shape.to_vec() }
+    }
+
+    pub fn pointer(&mut self) -> OutputPointer {
+        OutputPointer(self.data.as_mut_ptr())
+    }
+
+    pub fn data(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    pub fn tensor(self) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.data, self.shape, &Device::Cpu)?)
+    }
+}
+
+impl OutputPointer {
+    /// A `[rows, cols]` window with `stride` elements between rows, starting at element `start`.
+    ///
+    /// # Safety
+    /// The window lies inside the buffer, the buffer outlives it, and no other task touches its elements.
+    pub unsafe fn rows<'a>(self, start: usize, rows: usize, cols: usize, stride: usize) -> matrix::MatMut<'a> {
+        unsafe { matrix::MatMut::from_raw(self.0.add(start), rows, cols, stride) }
+    }
+
+    /// `len` elements from `start`.
+    ///
+    /// # Safety
+    /// As for [`OutputPointer::rows`].
+    pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+/// Gives f32 on the CPU; used where weights of any storage type enter a computation.
+pub fn to_f32(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_dtype(DType::F32)?.contiguous()?)
+}
+
+/// Splits `0..n` into at most one range per thread and task size, for row-parallel loops.
+pub fn blocks(n: usize, size: usize) -> impl rayon::iter::IndexedParallelIterator<Item = std::ops::Range<usize>> {
+    use rayon::prelude::*;
+    let count = n.div_ceil(size.max(1));
+    (0..count).into_par_iter().map(move |i| i * size..((i + 1) * size).min(n))
+}

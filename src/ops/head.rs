@@ -1,0 +1,187 @@
+//! The vocabulary head in slices of tokens: logits of all tokens never exist at once.
+
+use super::cpu::simd::{axpy, exp, max, simd};
+use super::cpu::{Output, Slice, blocks, matrix::Mat, matrix::MatMut};
+use super::tape::{Var, record1};
+use crate::Result;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+/// Marks a token without a target.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Tokens of one slice: about a million logits.
+fn slice_rows(vocab: usize) -> usize {
+    ((1 << 20) / vocab.max(1)).clamp(16, 256)
+}
+
+/// Targets of windows of `sequence` tokens: each token predicts the next of its window, the last none.
+pub fn next_tokens(ids: &[u32], sequence: usize) -> Vec<u32> {
+    let next = |w: &[u32]| w[1..].iter().copied().chain([IGNORE]).collect::<Vec<_>>();
+    ids.chunks(sequence).flat_map(next).collect()
+}
+
+/// Mean cross-entropy, in nats, of `hidden` [B, T, D] through the frozen `head` [vocab, D] against B*T `targets`.
+/// The gradient is made in the same pass, so that no logits are kept or computed twice.
+pub fn cross_entropy(hidden: &Var, head: &Tensor, targets: &[u32]) -> Result<Var> {
+    let (vocab, d) = head.dims2()?;
+    let counted = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
+    let want = hidden.tracked();
+    let (hs, ws) = (Slice::of(hidden.value())?, Slice::of(head)?);
+    let head_matrix = Mat::new(&ws, vocab, d);
+    let mut grad = Output::zeros(if want { hidden.value().dims() } else { &[0] });
+    let at = grad.pointer();
+    let losses: Vec<f64> = blocks(targets.len(), slice_rows(vocab))
+        .map_init(Vec::new, |logits, rows| {
+            logits.resize(rows.len() * vocab, 0.0);
+            let h = Mat::new(&hs[rows.start * d..rows.end * d], rows.len(), d);
+            MatMut::new(logits, rows.len(), vocab).product(1.0, h, head_matrix.t(), 0.0);
+            let mut loss = 0.0;
+            for (row, &target) in logits.chunks_exact_mut(vocab).zip(&targets[rows.clone()]) {
+                if target == IGNORE {
+                    row.fill(0.0);
+                    continue;
+                }
+                let target = target as usize;
+                let truth = row[target];
+                let log_sum = softmax_in_place(row);
+                loss += f64::from(log_sum - truth);
+                row[target] -= 1.0;
+            }
+            if want {
+                // SAFETY: rows of this slice alone.
+                let mut dh = unsafe { at.rows(rows.start * d, rows.len(), d, d) };
+                dh.product(1.0 / counted as f32, Mat::new(logits, rows.len(), vocab), head_matrix, 0.0);
+            }
+            loss
+        })
+        .collect();
+    drop((hs, ws));
+    let loss = Tensor::new((losses.iter().sum::<f64>() / counted as f64) as f32, &Device::Cpu)?;
+    let grad = if want { Some(grad.tensor()?) } else { None };
+    record1(&[hidden], loss, move |g| {
+        let scale = f64::from(g.to_scalar::<f32>()?);
+        Ok(vec![grad.map(|d| if scale == 1.0 { Ok(d) } else { d * scale }).transpose()?])
+    })
+}
+
+/// logits -> probabilities; returns log sum exp of the logits.
+fn softmax_in_place(row: &mut [f32]) -> f32 {
+    simd(|| {
+        let m = max(row);
+        let total = super::cpu::simd::exp_minus(row, m);
+        let scale = 1.0 / total;
+        row.iter_mut().for_each(|p| *p *= scale);
+        m + total.ln()
+    })
+}
+
+/// Sums over tokens with a target, for one model.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    pub tokens: u64,
+    /// Negative log-likelihood, nats.
+    pub nll: f64,
+    /// KL(teacher || model), nats.
+    pub kl: f64,
+    /// Tokens whose most likely successor is the teacher's.
+    pub agree: u64,
+}
+
+impl Sums {
+    fn add(mut self, other: &Sums) -> Sums {
+        self.tokens += other.tokens;
+        self.nll += other.nll;
+        self.kl += other.kl;
+        self.agree += other.agree;
+        self
+    }
+}
+
+/// Scores the first of `models` (hidden states [B, T, D]) as the teacher and all of them against it.
+pub fn compare(models: &[&Tensor], head: &Tensor, targets: &[u32]) -> Result<Vec<Sums>> {
+    let (vocab, d) = head.dims2()?;
+    let ws = Slice::of(head)?;
+    let head = Mat::new(&ws, vocab, d);
+    let hidden = models.iter().map(|m| Slice::of(m)).collect::<Result<Vec<_>>>()?;
+    // Locks of tensors stay on this thread; tasks see plain slices.
+    let hidden: Vec<&[f32]> = hidden.iter().map(|h| &**h).collect();
+    let slices: Vec<Vec<Sums>> = blocks(targets.len(), slice_rows(vocab))
+        .map_init(Default::default, |(teacher, logits): &mut (Vec<f32>, Vec<f32>), rows| {
+            let score = |index: usize, logits: &mut Vec<f32>, teacher: Option<&[f32]>| {
+                logits.resize(rows.len() * vocab, 0.0);
+                let h = Mat::new(&hidden[index][rows.start * d..rows.end * d], rows.len(), d);
+                MatMut::new(logits, rows.len(), vocab).product(1.0, h, head.t(), 0.0);
+                let mut sums = Sums::default();
+                for (i, &target) in targets[rows.clone()].iter().enumerate() {
+                    if target == IGNORE {
+                        continue;
+                    }
+                    let row = &mut logits[i * vocab..][..vocab];
+                    log_softmax_in_place(row);
+                    sums.tokens += 1;
+                    sums.nll -= f64::from(row[target as usize]);
+                    let (kl, agree) = match teacher {
+                        Some(t) => divergence(&t[i * vocab..][..vocab], row),
+                        None => (0.0, true),
+                    };
+                    sums.kl += kl;
+                    sums.agree += u64::from(agree);
+                }
+                sums
+            };
+            let mut all = vec![score(0, teacher, None)];
+            all.extend((1..hidden.len()).map(|i| score(i, logits, Some(teacher))));
+            all
+        })
+        .collect();
+    Ok((0..models.len()).map(|i| slices.iter().fold(Sums::default(), |sum, s| sum.add(&s[i]))).collect())
+}
+
+/// Log-probabilities of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.
+pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+    Ok(super::linear::linear(&hidden.clone().into(), &head.clone().into())?.value().clone())
+}
+
+fn log_softmax_in_place(row: &mut [f32]) {
+    simd(|| {
+        let m = max(row);
+        let mut lanes = [0.0f32; 16];
+        for c in row.chunks(16) {
+            for (sum, x) in lanes.iter_mut().zip(c) {
+                *sum += exp(*x - m);
+            }
+        }
+        let log_sum = m + lanes.iter().sum::<f32>().ln();
+        row.iter_mut().for_each(|x| *x -= log_sum);
+    });
+}
+
+/// KL(p || q) of two rows of log-probabilities, and whether their largest entries coincide.
+fn divergence(p: &[f32], q: &[f32]) -> (f64, bool) {
+    simd(|| {
+        let mut lanes = [0.0f32; 16];
+        for (p, q) in p.chunks(16).zip(q.chunks(16)) {
+            for i in 0..p.len() {
+                lanes[i] += exp(p[i]) * (p[i] - q[i]);
+            }
+        }
+        let (mp, mq) = (max(p), max(q));
+        let at = |x: &[f32], m: f32| x.iter().position(|&v| v == m);
+        (f64::from(lanes.iter().sum::<f32>()), at(p, mp) == at(q, mq))
+    })
+}
+
+/// Rows of an embedding: `ids` -> [1, N, D] as f32.
+pub fn embed(table: &Tensor, ids: &[u32], batch: usize) -> Result<Tensor> {
+    let (vocab, d) = table.dims2()?;
+    if let Some(bad) = ids.iter().find(|&&i| i as usize >= vocab) {
+        return Err(crate::Error::Internal(format!("token {bad} is outside the vocabulary of {vocab}")));
+    }
+    let ws = Slice::of(table)?;
+    let mut out = Output::zeros(&[batch, ids.len() / batch.max(1), d]);
+    for (row, &id) in out.data().chunks_exact_mut(d).zip(ids) {
+        axpy(row, 1.0, &ws[id as usize * d..][..d]);
+    }
+    out.tensor()
+}

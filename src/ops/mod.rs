@@ -1,0 +1,21 @@
+//! Operators with hand-written gradients: the only door to tensors' arithmetic.
+//!
+//! Each file holds one operator: its formula, shapes, forward and backward. The core operators of attention have the
+//! plain recurrence beside them in [`reference`], written in candle's differentiable operations; the shared suite in
+//! `tests/operators.rs` compares the two. Shape letters are those of the crate's front page.
+
+pub mod attention;
+pub mod attention_entropy;
+pub mod cpu;
+pub mod elementwise;
+pub mod feature_map;
+pub mod head;
+pub mod linear;
+pub mod linear_attention;
+pub mod norm;
+pub mod quotient;
+pub mod reference;
+pub mod rope;
+pub mod tape;
+
+pub use tape::{Gradients, Tape, Var};

@@ -1,0 +1,117 @@
+//! From numerators and denominators to an output: o = (gamma num_w + num_l) / (gamma den_w + den_l + eps).
+//!
+//! gamma = sigmoid(factor) weighs a softmax window against a linear branch under one joint normaliser (LoLCATs,
+//! arXiv 2410.10254). With one branch it is that branch's own quotient.
+
+use super::cpu::simd::{dot, sigmoid, simd};
+use super::cpu::{Output, Slice};
+use super::tape::{Var, record1};
+use crate::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// num / (den + eps); `num` [B, T, H, V], `den` [B, T, H].
+pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
+    let width = num.value().dims4()?.3;
+    let o = {
+        let (ns, ds) = (Slice::of(num.value())?, Slice::of(den.value())?);
+        let mut o = Output::zeros(num.value().dims());
+        o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
+            |((o, n), d)| {
+                let scale = 1.0 / (d + eps);
+                simd(|| (0..width).for_each(|i| o[i] = n[i] * scale));
+            },
+        );
+        o.tensor()?
+    };
+    let (den_value, o_value) = (den.value().clone(), o.clone());
+    record1(&[num, den], o, move |g| {
+        let (ds, os, gs) = (Slice::of(&den_value)?, Slice::of(&o_value)?, Slice::of(&g)?);
+        let (mut dn, mut dd) = (Output::zeros(o_value.dims()), Output::zeros(den_value.dims()));
+        let outputs = dn.data().par_chunks_mut(width).zip(dd.data().par_iter_mut());
+        let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
+        outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
+            let scale = 1.0 / (d + eps);
+            simd(|| {
+                (0..width).for_each(|i| dn[i] = g[i] * scale);
+                *dd = -scale * dot(g, o);
+            });
+        });
+        Ok(vec![Some(dn.tensor()?), Some(dd.tensor()?)])
+    })
+}
+
+/// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `factor` [H].
+pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) -> Result<Var> {
+    let (batch, tokens, heads, width) = window.0.value().dims4()?;
+    let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();
+    let values = [window.0, window.1, linear.0, linear.1].map(|v| v.value().clone());
+    let o = {
+        let [nw, dw, nl, dl] = [&values[0], &values[1], &values[2], &values[3]].map(Slice::of);
+        let (nw, dw, nl, dl) = (nw?, dw?, nl?, dl?);
+        let mut o = Output::zeros(values[0].dims());
+        o.data().par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(row, o)| {
+            simd(|| {
+                for h in 0..heads {
+                    let i = row * heads + h;
+                    let scale = 1.0 / (gamma[h] * dw[i] + dl[i]);
+                    let (nw, nl) = (&nw[i * width..][..width], &nl[i * width..][..width]);
+                    for (j, o) in o[h * width..][..width].iter_mut().enumerate() {
+                        *o = scale * (gamma[h] * nw[j] + nl[j]);
+                    }
+                }
+            });
+        });
+        o.tensor()?
+    };
+    let o_value = o.clone();
+    let wanted = [window.0.tracked(), window.1.tracked(), linear.0.tracked(), linear.1.tracked(), factor.tracked()];
+    let inputs = [window.0, window.1, linear.0, linear.1, factor];
+    record1(&inputs, o, move |g| {
+        let [nw, dw, dl] = [&values[0], &values[1], &values[3]].map(Slice::of);
+        let (nw, dw, dl) = (nw?, dw?, dl?);
+        let (os, gs) = (Slice::of(&o_value)?, Slice::of(&g)?);
+        // g over the joint denominator is the gradient of the linear numerator; the others are multiples of it.
+        let (mut d_num, mut d_den) = (Output::zeros(o_value.dims()), Output::zeros(values[1].dims()));
+        let mut d_gamma = Output::zeros(&[batch * tokens, heads]);
+        let outputs = d_num.data().par_chunks_mut(heads * width).zip(d_den.data().par_chunks_mut(heads));
+        outputs.zip(d_gamma.data().par_chunks_mut(heads)).enumerate().with_min_len(64).for_each(
+            |(row, ((d_num, d_den), d_gamma))| {
+                simd(|| {
+                    for h in 0..heads {
+                        let i = row * heads + h;
+                        let scale = 1.0 / (gamma[h] * dw[i] + dl[i]);
+                        let (g, o) = (&gs[i * width..][..width], &os[i * width..][..width]);
+                        let d = &mut d_num[h * width..][..width];
+                        (0..width).for_each(|j| d[j] = g[j] * scale);
+                        d_den[h] = -scale * dot(g, o);
+                        d_gamma[h] = dot(d, &nw[i * width..][..width]) + d_den[h] * dw[i];
+                    }
+                });
+            },
+        );
+        let mut d_factor = vec![0.0f64; heads];
+        for row in d_gamma.data().chunks_exact(heads) {
+            for (sum, d) in d_factor.iter_mut().zip(row) {
+                *sum += f64::from(*d);
+            }
+        }
+        let d_factor: Vec<f32> =
+            d_factor.iter().zip(&gamma).map(|(d, g)| (d * f64::from(g * (1.0 - g))) as f32).collect();
+        let (d_num, d_den) = (d_num.tensor()?, d_den.tensor()?);
+        let by_gamma = |x: &Tensor, width: usize| -> Result<Tensor> {
+            let xs = Slice::of(x)?;
+            let mut y = Output::zeros(x.dims());
+            y.data().par_chunks_mut(heads * width).zip(xs.par_chunks(heads * width)).for_each(|(y, x)| {
+                for h in 0..heads {
+                    (h * width..(h + 1) * width).for_each(|i| y[i] = gamma[h] * x[i]);
+                }
+            });
+            y.tensor()
+        };
+        let dw_num = if wanted[0] { Some(by_gamma(&d_num, width)?) } else { None };
+        let dw_den = if wanted[1] { Some(by_gamma(&d_den, 1)?) } else { None };
+        let d_factor = Tensor::from_vec(d_factor, heads, &candle_core::Device::Cpu)?;
+        Ok(vec![dw_num, dw_den, Some(d_num), Some(d_den), Some(d_factor)])
+    })
+}

@@ -1,0 +1,74 @@
+//! Rotary positions (arXiv 2104.09864) in the half-split layout of Hugging Face's Llama:
+//! (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of a head.
+
+use super::cpu::simd::simd;
+use super::cpu::{Output, Slice};
+use super::tape::{Var, record1};
+use crate::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Angles of positions `first..first + T`.
+pub struct Angles {
+    /// [T, K/2] each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+/// The inverse frequencies of a model.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    inverse_frequencies: Vec<f32>,
+}
+
+impl Rotary {
+    /// theta^(-2i/K) for i < K/2.
+    pub fn new(head_width: usize, theta: f64) -> Self {
+        let inverse = |i: usize| 1.0 / theta.powf(2.0 * i as f64 / head_width as f64);
+        Rotary { inverse_frequencies: (0..head_width / 2).map(|i| inverse(i) as f32).collect() }
+    }
+
+    /// Angles for `tokens` positions from `first`, in f32 as transformers computes them.
+    pub fn angles(&self, first: usize, tokens: usize) -> Arc<Angles> {
+        let all = (first..first + tokens).flat_map(|p| self.inverse_frequencies.iter().map(move |f| p as f32 * f));
+        let angles: Vec<f32> = all.collect();
+        Arc::new(Angles {
+            cos: angles.iter().map(|a| a.cos()).collect(),
+            sin: angles.iter().map(|a| a.sin()).collect(),
+            half: self.inverse_frequencies.len(),
+        })
+    }
+}
+
+/// `x` [B, T, H, K] rotated by its positions.
+pub fn rope(x: &Var, angles: &Arc<Angles>) -> Result<Var> {
+    let y = rotate(x.value(), angles, 1.0)?;
+    let angles = angles.clone();
+    record1(&[x], y, move |g| Ok(vec![Some(rotate(&g, &angles, -1.0)?)]))
+}
+
+fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
+    let (_, t, h, k) = x.dims4()?;
+    let half = angles.half;
+    if k != 2 * half || t * half != angles.cos.len() {
+        return Err(candle_core::Error::Msg(format!("rope: {:?} against {t} positions of {half}", x.dims())).into());
+    }
+    let xs = Slice::of(x)?;
+    let mut y = Output::zeros(x.dims());
+    y.data().par_chunks_mut(h * k).zip(xs.par_chunks(h * k)).enumerate().for_each(|(row, (y, x))| {
+        let position = row % t * half;
+        let (cos, sin) = (&angles.cos[position..][..half], &angles.sin[position..][..half]);
+        simd(|| {
+            for (y, x) in y.chunks_exact_mut(k).zip(x.chunks_exact(k)) {
+                let ((y1, y2), (x1, x2)) = (y.split_at_mut(half), x.split_at(half));
+                for i in 0..half {
+                    y1[i] = x1[i] * cos[i] - sign * x2[i] * sin[i];
+                    y2[i] = x2[i] * cos[i] + sign * x1[i] * sin[i];
+                }
+            }
+        });
+    });
+    y.tensor()
+}
