@@ -1,3 +1,5 @@
+pub mod arch;
+pub mod checkpoint;
 pub mod error;
 pub mod mixer;
 pub mod ops;

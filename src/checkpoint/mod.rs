@@ -1,0 +1,33 @@
+//! Models on disk: a folder in the Hugging Face layout, opened by its headers alone, read one tensor at a time,
+//! and written so that an interruption leaves nothing half done.
+//!
+//! What is read here was made by others: every length, offset, name and shape is checked at this door, and nothing
+//! behind it checks again.
+
+mod atomic;
+mod builtin;
+mod files;
+mod header;
+mod index;
+mod location;
+mod open;
+mod tensors;
+mod words;
+mod writer;
+
+pub use atomic::write_atomically;
+pub use builtin::{BUILTINS, Builtin};
+pub use files::Files;
+pub use location::Location;
+pub use open::{Checkpoint, TensorInfo};
+pub use tensors::{load_tensors, save_tensors};
+pub use writer::Writer;
+
+pub(crate) use words::{nearest, shown};
+
+/// The weights of a checkpoint in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The list of shards of a checkpoint in several files.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// The description of a model.
+pub const CONFIG: &str = "config.json";

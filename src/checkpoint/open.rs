@@ -1,0 +1,175 @@
+//! A model on disk or in the binary, opened by its headers; tensors are read one at a time.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::CONFIG;
+use super::files::Files;
+use super::index::{Shard, shards};
+use super::location::Location;
+use super::words::{nearest, shown};
+use crate::error::{Error, Result};
+
+/// Largest `config.json` that is read.
+const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// What a header says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Size in the file.
+    pub bytes: usize,
+    /// Name of the file that holds it.
+    pub file: String,
+}
+
+/// A model in the Hugging Face layout. Opening reads `config.json` and headers only.
+pub struct Checkpoint {
+    files: Files,
+    config: Map<String, Value>,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorInfo>,
+    /// For each of `tensors`: its shard, first byte, and the byte after the last.
+    places: Vec<(usize, usize, usize)>,
+}
+
+impl Checkpoint {
+    /// Opens the folder or builtin at `location` and checks every header against its file and the index.
+    pub fn open(location: &Location) -> Result<Self> {
+        let files = Files::open(location)?;
+        let config = config(&files)?;
+        let shards = shards(&files)?;
+        let mut found = Vec::new();
+        for (i, shard) in shards.iter().enumerate() {
+            for (name, place) in &shard.header.tensors {
+                let info = TensorInfo {
+                    name: name.clone(),
+                    dtype: place.dtype,
+                    shape: place.shape.clone(),
+                    bytes: place.end - place.start,
+                    file: shard.name.clone(),
+                };
+                found.push((info, (i, place.start, place.end)));
+            }
+        }
+        found.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        let (tensors, places) = found.into_iter().unzip();
+        Ok(Checkpoint { files, config, shards, tensors, places })
+    }
+
+    /// `config.json`, in its own order.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// The other files of the model.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The folder, or `builtin:NAME`; for messages.
+    pub fn path(&self) -> &Path {
+        self.files.location()
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor of that name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.position(name).map(|at| &self.tensors[at])
+    }
+
+    /// Bytes of all tensors in the files.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes as u64).sum()
+    }
+
+    /// Copies one tensor to the CPU as `dtype`. The file may have it as f32, f16 or bf16.
+    pub fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let at = self.position(name).ok_or_else(|| self.missing(name))?;
+        let info = &self.tensors[at];
+        let stored = stored(info.dtype).ok_or_else(|| {
+            Error::checkpoint(
+                self.files.place(&info.file),
+                format!("tensor `{}` is stored as {:?}; f32, f16 and bf16 are read", shown(name), info.dtype),
+                "give the unquantised checkpoint",
+            )
+        })?;
+        let (shard, start, end) = self.places[at];
+        let bytes = &self.shards[shard].bytes[start..end];
+        Ok(Tensor::from_raw_buffer(bytes, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    /// As [`Checkpoint::tensor`], and any other shape than `shape` is an error.
+    pub fn tensor_of(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        match self.info(name) {
+            Some(info) if info.shape != shape => Err(self.misshapen(info, shape)),
+            _ => self.tensor(name, dtype),
+        }
+    }
+
+    /// The error for a tensor that is not there, with the nearest name.
+    pub(crate) fn missing(&self, name: &str) -> Error {
+        let near = nearest(name, self.tensors.iter().map(|t| t.name.as_str()));
+        let hint = match near {
+            Some(near) => format!("the nearest is `{near}`; `config.json` and weights may be of different models"),
+            None => "`config.json` and weights may be of different models: download the model again".into(),
+        };
+        Error::checkpoint(self.path(), format!("there is no tensor `{}`", shown(name)), hint)
+    }
+
+    /// The error for a tensor whose shape is not the expected one.
+    pub(crate) fn misshapen(&self, info: &TensorInfo, shape: &[usize]) -> Error {
+        Error::checkpoint(
+            self.files.place(&info.file),
+            format!(
+                "tensor `{}` has the shape {:?}, and `config.json` asks for {shape:?}",
+                shown(&info.name),
+                info.shape
+            ),
+            "`config.json` and weights are of different models: download the model again",
+        )
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()
+    }
+}
+
+/// The types of weights that are read.
+fn stored(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+fn config(files: &Files) -> Result<Map<String, Value>> {
+    let place = files.place(CONFIG);
+    let Some(bytes) = files.read_at_most(CONFIG, LARGEST_CONFIG)? else {
+        let hint = match files.has_folder("snapshots") {
+            true => "this is a folder of the Hub's cache: give the folder of one revision under its `snapshots`",
+            false => "a model is a folder in the Hugging Face layout: `config.json`, `tokenizer.json` and safetensors",
+        };
+        return Err(Error::config(place, "there is no such file", hint));
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(config)) => Ok(config),
+        Ok(_) => Err(Error::config(place, "this is not a JSON object", "download or copy the file again")),
+        Err(e) => Err(Error::config(
+            place,
+            format!("this is not JSON: {}", shown(&e.to_string())),
+            "download or copy the file again",
+        )),
+    }
+}
