@@ -1,4 +1,6 @@
+pub mod checkpoint;
 pub mod error;
 pub mod mixer;
+pub mod text;
 
 pub use error::{Error, Result};
