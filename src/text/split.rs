@@ -23,7 +23,7 @@ pub(super) fn splits_after_words(tokenizer: &tokenizers::Tokenizer) -> bool {
     let plain_tokens = tokenizer.get_added_tokens_decoder().values().all(|token| {
         !(token.lstrip || token.rstrip || token.single_word || token.content.contains(char::is_whitespace))
     });
-    let pre_tokenizer = tokenizer.get_pre_tokenizer().map(|pre_tokenizer| serde_json::to_value(pre_tokenizer));
+    let pre_tokenizer = tokenizer.get_pre_tokenizer().map(serde_json::to_value);
     let Some(Ok(pre_tokenizer)) = pre_tokenizer else { return false };
     let steps = match pre_tokenizer["pretokenizers"].as_array() {
         Some(steps) => steps.as_slice(),
@@ -65,6 +65,7 @@ pub(super) fn after_words(mut text: &str, size: usize) -> Vec<&str> {
 /// The first place at or after `from` where `text` may be cut. Both neighbours are ASCII: it is a character boundary.
 fn cut_from(text: &str, from: usize) -> Option<usize> {
     let bytes = text.as_bytes().get(from.max(1) - 1..)?;
-    let word_end = bytes.windows(2).position(|pair| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' ' | b'\n'))?;
+    let word_end =
+        bytes.windows(2).position(|pair| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' ' | b'\n'))?;
     Some(from.max(1) + word_end)
 }

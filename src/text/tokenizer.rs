@@ -42,7 +42,7 @@ impl Tokenizer {
         let largest = inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).max();
         match largest {
             Some((id, token)) if id as usize >= vocab => {
-                let what = format!("token {token:?} has id {id}, but the model has only {vocab} ids (0 to {})", vocab - 1);
+                let what = format!("token {token:?} has id {id}, but the model has only {vocab} ids");
                 return Err(mismatch(what));
             }
             None => return Err(mismatch("it has no tokens".into())),
@@ -58,7 +58,11 @@ impl Tokenizer {
     /// Ids of a text, without special tokens around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| {
-            Error::tokenizer(&self.path, format!("cannot encode a text: {error}"), "check that it belongs to this model")
+            Error::tokenizer(
+                &self.path,
+                format!("cannot encode a text: {error}"),
+                "check that it belongs to this model",
+            )
         })?;
         Ok(encoding.get_ids().to_vec())
     }
