@@ -3,5 +3,6 @@ pub mod checkpoint;
 pub mod error;
 pub mod mixer;
 pub mod ops;
+pub mod text;
 
 pub use error::{Error, Result};
