@@ -3,15 +3,15 @@
     python benches/pytorch/lolcats_step.py assets/books-llama-7m --mode attention-transfer
     python benches/pytorch/lolcats_step.py assets/books-llama-7m --mode lora --ids ids.u32
 
-Prints one JSON line: mode, window, batch, sequence, threads, steps, tokens_per_s (over the timed steps, after one
+Prints one JSON line: mode, window, full_teacher, batch, sequence, threads, steps, tokens_per_s (over the timed steps, after one
 warm-up step), peak_mb (largest resident set of the process, Python and PyTorch included, 10^6 bytes) and losses
 (of the warm-up step and the next two). Every step sees the same batch, so the losses check gradients as well.
 
 The student attention is computed as the published code does, with masked T x T matrices for the window and for the
 linear part; the teacher's with F.scaled_dot_product_attention. f32, no checkpointing, one backward for the step.
 
-attention-transfer: one teacher forward without gradients (the logits and what follows the last layer's attention
-are left out); on each layer's own q, k, v (after RoPE) the student's output before o_proj is compared with the
+attention-transfer: one teacher forward without gradients (what follows the last layer's attention, logits included,
+is left out unless --full-teacher asks for it, as in the published code); on each layer's own q, k, v (after RoPE) the student's output before o_proj is compared with the
 teacher's. loss = 1000 * mean over layers of the mean squared difference. Trained: W_q, W_k, window factor. lr 1e-2.
 lora: student forward, next-token cross-entropy (mean over B (T - 1)). Trained: LoRA on q, k, v, o. lr 1e-4.
 AdamW, betas 0.9 and 0.999, eps 1e-8, no weight decay, no clipping.
@@ -41,6 +41,7 @@ from safetensors.torch import load_file
 EPS = 1e-12
 FACTOR = -2.1972246
 RANK, ALPHA = 8, 16
+TRANSFER_LR, LORA_LR = 1e-2, 1e-4
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -102,6 +103,7 @@ class Llama:
             self.far = j > i
         self.students = [Hedgehog(self.heads, self.width, window) for _ in range(self.layers)]
         self.adapters = {}
+        self.full_teacher = False
 
     def add_lora(self):
         for layer in range(self.layers):
@@ -143,15 +145,22 @@ class Llama:
     def student(self, layer, q, k, v):
         return self.students[layer](q, k, v, self.near, self.far)
 
+    def logits(self, x):
+        head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
+        return F.linear(self.norm(x, "model.norm.weight"), head)
+
     def attention_transfer_loss(self, ids):
         x, losses = self.embed(ids), []
         for layer in range(self.layers):
             with torch.no_grad():
                 q, k, v = self.queries_keys_values(x, layer)
                 teacher = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-                if layer + 1 < self.layers:
+                if layer + 1 < self.layers or self.full_teacher:
                     x = self.rest_of_layer(x, teacher, layer)
             losses.append(F.mse_loss(self.student(layer, q, k, v), teacher))
+        if self.full_teacher:
+            with torch.no_grad():
+                self.logits(x)
         return 1000 * torch.stack(losses).mean()
 
     def label_loss(self, ids):
@@ -159,9 +168,7 @@ class Llama:
         for layer in range(self.layers):
             q, k, v = self.queries_keys_values(x, layer)
             x = self.rest_of_layer(x, self.student(layer, q, k, v), layer)
-        head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
-        logits = F.linear(self.norm(x, "model.norm.weight"), head)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        return F.cross_entropy(self.logits(x)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def read_ids(path, batch, sequence, vocabulary):
@@ -179,6 +186,7 @@ def main():
     parser.add_argument("teacher", type=Path, help="a Llama folder: config.json and *.safetensors")
     parser.add_argument("--mode", choices=["attention-transfer", "lora"], required=True)
     parser.add_argument("--window", type=int, default=64, help="keys of softmax; 0: the linear part alone (default 64)")
+    parser.add_argument("--full-teacher", action="store_true", help="attention-transfer: compute the teacher's logits too")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=4, help="timed steps (default 4)")
@@ -188,15 +196,16 @@ def main():
     torch.set_num_threads(args.threads)
 
     model = Llama(args.teacher, args.window, args.sequence)
+    model.full_teacher = args.full_teacher
     ids = read_ids(args.ids, args.batch, args.sequence, model.vocabulary)
     students = [parameter for student in model.students for parameter in student.parameters()]
     if args.mode == "lora":
         model.add_lora()
         for parameter in students:
             parameter.requires_grad_(False)
-        trained, lr, loss_of = [p for pair in model.adapters.values() for p in pair], 1e-4, model.label_loss
+        trained, lr, loss_of = [p for pair in model.adapters.values() for p in pair], LORA_LR, model.label_loss
     else:
-        trained, lr, loss_of = students, 1e-2, model.attention_transfer_loss
+        trained, lr, loss_of = students, TRANSFER_LR, model.attention_transfer_loss
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
 
     losses = []
@@ -216,6 +225,7 @@ def main():
     result = {
         "mode": args.mode,
         "window": args.window,
+        "full_teacher": args.full_teacher,
         "batch": args.batch,
         "sequence": args.sequence,
         "threads": args.threads,
