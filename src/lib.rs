@@ -2,6 +2,7 @@ pub mod arch;
 pub mod checkpoint;
 pub mod error;
 pub mod mixer;
+pub mod model;
 pub mod ops;
 pub mod text;
 

@@ -1,0 +1,16 @@
+//! The one decoder. A [`Model`] holds a teacher's frozen weights; a [`Student`] adds only its mixers' own tensors and
+//! low-rank adapters; a [`View`] runs the former, with or without the latter, so that teacher and student share memory.
+
+mod adapter;
+mod forward;
+mod sample;
+mod session;
+mod student;
+mod weights;
+
+pub use adapter::Adapter;
+pub use forward::{Flow, LayerVars, Tap, View};
+pub use sample::Sampler;
+pub use session::Session;
+pub use student::{Conversion, Student};
+pub use weights::{Layer, Model, Target};
