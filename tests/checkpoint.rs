@@ -199,6 +199,25 @@ fn every_truncation_is_refused() {
     }
 }
 
+/// Every byte of a good file changed in several ways: it opens or it is refused, and never panics.
+#[test]
+fn damage_anywhere_is_no_panic() {
+    let whole = file(r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8);
+    let dir = folder(&[]);
+    for place in 0..whole.len() {
+        for change in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+            let mut damaged = whole.clone();
+            damaged[place] ^= change;
+            write_atomically(&dir.path().join("model.safetensors"), &damaged).unwrap();
+            if let Ok(checkpoint) = open(&dir) {
+                for info in checkpoint.tensors() {
+                    let _ = checkpoint.tensor(&info.name, DType::F32);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn files_that_are_something_else() {
     single_says(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer", "git lfs pull");

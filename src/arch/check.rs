@@ -11,16 +11,16 @@ use crate::error::{Error, Result};
 /// Every tensor there, of the right shape, of a type that is read; none that would silently not be used.
 pub(super) fn check(spec: &Spec, checkpoint: &Checkpoint, converted: bool) -> Result<()> {
     let expected = spec.tensors();
+    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     for (name, shape) in &expected {
         let Some(info) = checkpoint.info(name) else {
             return Err(match name == spec.names.head {
                 true => no_head(spec, checkpoint),
-                false => checkpoint.missing(name),
+                false => checkpoint.missing(name, |other| !known.contains(other)),
             });
         };
         require(checkpoint, info, shape)?;
     }
-    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     for info in checkpoint.tensors().iter().filter(|info| !known.contains(info.name.as_str())) {
         if info.name == spec.names.head {
             require(checkpoint, info, &[spec.vocab, spec.width])?;

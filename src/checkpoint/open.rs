@@ -94,7 +94,7 @@ impl Checkpoint {
 
     /// Copies one tensor to the CPU as `dtype`. The file may have it as f32, f16 or bf16.
     pub fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        let at = self.position(name).ok_or_else(|| self.missing(name))?;
+        let at = self.position(name).ok_or_else(|| self.missing(name, |_| true))?;
         let info = &self.tensors[at];
         let stored = stored(info.dtype).ok_or_else(|| {
             Error::checkpoint(
@@ -116,9 +116,9 @@ impl Checkpoint {
         }
     }
 
-    /// The error for a tensor that is not there, with the nearest name.
-    pub(crate) fn missing(&self, name: &str) -> Error {
-        let near = nearest(name, self.tensors.iter().map(|t| t.name.as_str()));
+    /// The error for a tensor that is not there, with the nearest of the names that `could` be meant.
+    pub(crate) fn missing(&self, name: &str, could: impl Fn(&str) -> bool) -> Error {
+        let near = nearest(name, self.tensors.iter().map(|t| t.name.as_str()).filter(|t| could(t)));
         let hint = match near {
             Some(near) => format!("the nearest is `{near}`; `config.json` and weights may be of different models"),
             None => "`config.json` and weights may be of different models: download the model again".into(),
