@@ -4,6 +4,7 @@ pub mod error;
 pub mod mixer;
 pub mod model;
 pub mod ops;
+pub mod progress;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -17,6 +17,8 @@ pub struct Conversion {
     pub format: u64,
     /// `model_type` of the teacher.
     pub teacher_model_type: String,
+    /// Where the teacher was taken from, so that evaluation finds it again: a Hub id, `builtin:NAME`, or a path.
+    pub teacher: String,
     pub mixer: String,
     /// The mixer's own options, defaults filled in.
     pub options: serde_json::Map<String, serde_json::Value>,
