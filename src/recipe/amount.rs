@@ -144,7 +144,7 @@ impl Kind for Amount {
     }
 
     fn show(&self, value: &u64) -> Json {
-        let unit = self.units.iter().filter(|(_, scale)| value % scale == 0).max_by_key(|(_, scale)| *scale);
+        let unit = self.units.iter().filter(|(_, scale)| value.is_multiple_of(*scale)).max_by_key(|(_, scale)| *scale);
         unit.map_or((*value).into(), |(unit, scale)| format!("{}{unit}", value / scale).into())
     }
 }

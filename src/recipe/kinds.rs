@@ -237,7 +237,7 @@ where
             wrong_type(path, node, sink, "a list", self.example);
             return None;
         };
-        let before = sink.len();
+        let before = sink.count();
         if !(self.min..=self.max).contains(&items.len()) {
             let count = items.len();
             let allowed = match (self.min, self.max) {
@@ -258,7 +258,7 @@ where
                 values.push(value);
             }
         }
-        (sink.len() == before).then_some(values)
+        (sink.count() == before).then_some(values)
     }
 
     fn schema(&self) -> Json {

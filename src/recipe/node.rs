@@ -51,7 +51,7 @@ impl Value {
         match self {
             Value::String(_) => "a string",
             Value::Integer(_) => "a whole number",
-            Value::Float(_) => "a number with a fraction",
+            Value::Float(_) => "a floating-point number",
             Value::Boolean(_) => "true or false",
             Value::Datetime => "a date",
             Value::Array(_) => "a list",

@@ -7,6 +7,8 @@ use crate::error::Mistake;
 #[derive(Default)]
 pub(super) struct Sink {
     found: Vec<Found>,
+    /// Missing things that went unmentioned.
+    unmentioned: usize,
     /// After a syntax error parts of the text are unread: what seems to be missing may be there.
     pub ignore_missing: bool,
 }
@@ -23,13 +25,16 @@ impl Sink {
     }
 
     pub fn missing(&mut self, place: &Place, what: impl Into<String>, hint: impl Into<Option<String>>) {
-        if !self.ignore_missing {
+        if self.ignore_missing {
+            self.unmentioned += 1;
+        } else {
             self.add(place, what, hint);
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.found.len()
+    /// Compared before and after reading something, it tells whether the value can be relied on.
+    pub fn count(&self) -> usize {
+        self.found.len() + self.unmentioned
     }
 
     /// In the order of the text; those of `--set` and those without a place follow.

@@ -237,9 +237,9 @@ impl<'a> Table<'a> {
         &self.path
     }
 
-    /// Compared before and after reading, it tells whether there was a mistake.
+    /// Compared before and after reading something, it tells whether there was a mistake.
     pub fn mistakes(&self) -> usize {
-        self.sink.len()
+        self.sink.count()
     }
 
     fn join(&self, name: &str) -> String {
