@@ -115,7 +115,7 @@ fn window(t: &mut Table) -> Window {
     );
     let combine = t.optional(
         "combine",
-        Choice(&[("joint", Combine::Joint)]),
+        Choice(vec![("joint", Combine::Joint)]),
         Combine::Joint,
         "How window and mixer share a query's weight. `joint`: one normaliser over both, with a learned factor per \
          head that starts at a mixing weight of 0.1 (LoLCATs).",
@@ -150,7 +150,7 @@ fn export(t: &mut Table) -> Export {
     );
     let dtype = t.maybe(
         "dtype",
-        Choice(&[("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)]),
+        Choice(vec![("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)]),
         "Number format of the weights. Absent: as in the teacher.",
     );
     Export { shard, dtype }
@@ -209,5 +209,9 @@ impl Kind for KeepLayers {
 
     fn schema(&self) -> Json {
         json!({ "anyOf": [Self::list().schema(), describe(&Self::every)] })
+    }
+
+    fn show(&self, value: &KeepSoftmax) -> Json {
+        serde_json::to_value(value).unwrap_or(Json::Null)
     }
 }

@@ -1,6 +1,5 @@
 //! Kinds of values: how each is read from the tree, what is wrong with it, and what it is in the JSON Schema.
 
-use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::node::{Node, Value};
@@ -9,7 +8,7 @@ use crate::mixer::{OptionKind, OptionSpec};
 
 /// What a key holds. `read` reports every mistake to the sink and then gives `None`.
 pub(super) trait Kind {
-    type Out: Default + Clone + Serialize;
+    type Out;
 
     fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<Self::Out>;
 
@@ -17,9 +16,7 @@ pub(super) trait Kind {
     fn schema(&self) -> Json;
 
     /// A value (the default) as the recipe would write it.
-    fn show(&self, value: &Self::Out) -> Json {
-        serde_json::to_value(value).unwrap_or(Json::Null)
-    }
+    fn show(&self, value: &Self::Out) -> Json;
 }
 
 /// Says that `node` is not an `expected`. A string in place of a number may only have quotes too many.
@@ -61,6 +58,10 @@ impl Kind for Text {
     fn schema(&self) -> Json {
         json!({ "type": "string", "minLength": 1, "examples": [self.example] })
     }
+
+    fn show(&self, value: &String) -> Json {
+        value.as_str().into()
+    }
 }
 
 /// A whole number in the inclusive range.
@@ -89,6 +90,10 @@ impl Kind for Integer {
 
     fn schema(&self) -> Json {
         json!({ "type": "integer", "minimum": self.min, "maximum": self.max })
+    }
+
+    fn show(&self, value: &u64) -> Json {
+        (*value).into()
     }
 }
 
@@ -165,6 +170,10 @@ impl Kind for Number {
         let high = if self.max_open { "exclusiveMaximum" } else { "maximum" };
         json!({ "type": "number", low: self.min, high: self.max })
     }
+
+    fn show(&self, value: &f64) -> Json {
+        (*value).into()
+    }
 }
 
 /// `true` or `false`.
@@ -186,12 +195,16 @@ impl Kind for Flag {
     fn schema(&self) -> Json {
         json!({ "type": "boolean" })
     }
+
+    fn show(&self, value: &bool) -> Json {
+        (*value).into()
+    }
 }
 
 /// One of some words, each with the value it stands for.
-pub(super) struct Choice<T: 'static>(pub &'static [(&'static str, T)]);
+pub(super) struct Choice<T>(pub Vec<(&'static str, T)>);
 
-impl<T: Copy + Default + PartialEq + Serialize> Kind for Choice<T> {
+impl<T: Copy + PartialEq> Kind for Choice<T> {
     type Out = T;
 
     fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<T> {
@@ -299,6 +312,10 @@ impl Kind for MixerOption {
             OptionKind::Choice(words) => json!({ "enum": words }),
             OptionKind::Flag => json!({ "type": "boolean" }),
         }
+    }
+
+    fn show(&self, value: &Json) -> Json {
+        value.clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The recipe: a TOML file that says all of a conversion.
 //!
-//! Text becomes a tree that knows its places ([`syntax`]), `--set` arguments change the tree ([`set`]), one function
-//! per table reads it ([`fields`], [`stages`]), and every mistake is reported at once, with line and column. The same
+//! Text becomes a tree that knows its places (`syntax`), `--set` arguments change the tree (`set`), one function
+//! per table reads it (`fields`, `stages`), and every mistake is reported at once, with line and column. The same
 //! functions describe themselves as a JSON Schema ([`schema()`]).
 
 mod amount;

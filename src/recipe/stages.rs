@@ -95,17 +95,9 @@ fn lora_shape(t: &mut Table) -> LoraShape {
     let rank = t.optional("rank", Integer { min: 1, max: 4096 }, 8, "Rank of each update. LoLCATs: 8.");
     let alpha = t.optional("alpha", Number::above(0.0).to(1e6), 16.0, "Scale, over the rank. LoLCATs: 16.");
     let projections = List {
-        item: Choice(&[
-            ("q", Target::Q),
-            ("k", Target::K),
-            ("v", Target::V),
-            ("o", Target::O),
-            ("gate", Target::Gate),
-            ("up", Target::Up),
-            ("down", Target::Down),
-        ]),
+        item: Choice(Target::ALL.map(|target| (target.word(), target)).to_vec()),
         min: 1,
-        max: 7,
+        max: Target::ALL.len(),
         distinct: true,
         example: "[\"q\", \"k\", \"v\", \"o\"]",
     };

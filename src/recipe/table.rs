@@ -72,7 +72,10 @@ fn object(description: Description) -> Json {
 
 impl<'a> Table<'a> {
     /// A key that must be there. `example` shows how to write it.
-    pub fn required<K: Kind>(&mut self, name: &'static str, kind: K, example: &str, help: &str) -> K::Out {
+    pub fn required<K: Kind>(&mut self, name: &'static str, kind: K, example: &str, help: &str) -> K::Out
+    where
+        K::Out: Default,
+    {
         self.property(name, help, true, &|| kind.schema());
         match self.take(name) {
             Some(node) => kind.read(&self.join(name), node, self.sink).unwrap_or_default(),
@@ -91,7 +94,7 @@ impl<'a> Table<'a> {
             schema
         });
         match self.take(name) {
-            Some(node) => kind.read(&self.join(name), node, self.sink).unwrap_or_default(),
+            Some(node) => kind.read(&self.join(name), node, self.sink).unwrap_or(default),
             None => default,
         }
     }

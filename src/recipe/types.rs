@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
+pub use crate::mixer::{Combine, Window};
+pub use crate::model::Target;
+pub use crate::train::{Batch, Optimizer, Schedule, ScheduleKind};
+
 /// All that one conversion needs to know.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Recipe {
@@ -45,23 +49,6 @@ pub struct Student {
     /// Softmax over the last keys beside the mixer.
     pub window: Option<Window>,
     pub keep_softmax: KeepSoftmax,
-}
-
-/// Softmax over the last `size` keys.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Window {
-    /// Keys, the current one included.
-    pub size: usize,
-    pub combine: Combine,
-}
-
-/// How the window and the mixer share a query's weight.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Combine {
-    /// One normaliser over both, with a learned factor per head (LoLCATs).
-    #[default]
-    Joint,
 }
 
 /// Layers that keep softmax attention.
@@ -133,7 +120,7 @@ pub struct AttentionTransfer {
 }
 
 /// Weights of the losses of attention transfer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TransferLoss {
     /// Of the mean squared error of head outputs before the output projection.
     pub output: f64,
@@ -156,29 +143,20 @@ pub struct Lora {
 }
 
 /// What the low-rank updates look like: `W + alpha / rank * B A`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraShape {
     pub rank: usize,
     pub alpha: f64,
+    #[serde(serialize_with = "words")]
     pub on: Vec<Target>,
 }
 
-/// A projection that LoRA may adapt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Target {
-    #[default]
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
+fn words<S: serde::Serializer>(on: &[Target], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(on.iter().map(|target| target.word()))
 }
 
 /// Weights of the losses of a LoRA stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LoraLoss {
     /// Of the cross-entropy of the next token.
     pub labels: f64,
@@ -196,7 +174,7 @@ pub struct Evaluate {
 }
 
 /// What every stage that trains has.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Training {
     pub optimizer: Optimizer,
     pub schedule: Schedule,
@@ -204,65 +182,15 @@ pub struct Training {
     pub checkpoint: Checkpoint,
 }
 
-/// AdamW.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Optimizer {
-    pub lr: f64,
-    pub betas: [f64; 2],
-    pub eps: f64,
-    pub weight_decay: f64,
-    /// Largest global norm of the gradients; `None`: no clipping.
-    pub clip: Option<f64>,
-}
-
-/// The learning rate over the stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Schedule {
-    #[serde(flatten)]
-    pub kind: ScheduleKind,
-    /// Steps over which the rate rises to `optimizer.lr`.
-    pub warmup: u64,
-}
-
-/// What happens after the warm-up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// Nothing.
-    #[default]
-    Constant,
-    /// Half a cosine down to `min_lr` at the last step.
-    Cosine { min_lr: f64 },
-    /// Every `every` steps the loss is evaluated; after more than `patience` evaluations without a better one the
-    /// rate is multiplied by `factor`, never below `min_lr`.
-    Plateau { factor: f64, patience: u64, min_lr: f64, every: u64 },
-}
-
-/// How many windows make a step.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Batch {
-    /// Windows computed together.
-    pub size: usize,
-    /// Batches whose gradients are averaged before an update.
-    pub accumulate: usize,
-}
-
-impl Batch {
-    /// Tokens of one optimiser step.
-    pub fn step_tokens(&self, sequence: usize) -> u64 {
-        (self.size as u64).saturating_mul(self.accumulate as u64).saturating_mul(sequence as u64)
-    }
-}
-
 /// How often training state is saved.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Checkpoint {
     /// Steps.
     pub every: u64,
 }
 
 /// How the converted model is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Export {
     /// Largest size of one safetensors file, in bytes.
     pub shard: u64,
@@ -271,10 +199,9 @@ pub struct Export {
 }
 
 /// Number format of exported weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    #[default]
     F32,
     Bf16,
     F16,
