@@ -50,6 +50,7 @@ impl Target {
 }
 
 /// One block.
+#[derive(Clone)]
 pub struct Layer {
     /// [D]
     pub attn_norm: Tensor,
@@ -65,7 +66,8 @@ impl Layer {
     }
 }
 
-/// All of a teacher, in f32 on the CPU.
+/// All of a teacher, in f32 on the CPU. Clones share their tensors.
+#[derive(Clone)]
 pub struct Model {
     pub spec: Spec,
     /// [vocab, D]

@@ -4,6 +4,7 @@
 //! plain recurrence beside them in [`reference`], written in candle's differentiable operations; the shared suite in
 //! `tests/operators.rs` compares the two. Shape letters are those of the crate's front page.
 
+pub mod adamw;
 pub mod attention;
 pub mod attention_entropy;
 pub mod cpu;
