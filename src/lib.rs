@@ -6,6 +6,7 @@ pub mod mixer;
 pub mod model;
 pub mod ops;
 pub mod progress;
+pub mod recipe;
 pub mod stage;
 pub mod text;
 pub mod train;

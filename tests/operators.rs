@@ -338,7 +338,7 @@ fn head_losses() {
         TOLERANCE,
     );
     let (teacher, student) = (random(2, &[b, t, d], 1.0), random(3, &[b, t, d], 1.0));
-    let sums = ops::head::compare(&[&teacher, &student], &head, &targets).unwrap();
+    let sums = ops::head::compare(&[(&teacher, &head), (&student, &head)], &targets).unwrap();
     let rows = |h: &Tensor| log_probabilities(h).unwrap().to_vec2::<f32>().unwrap();
     let (p, q) = (rows(&teacher), rows(&student));
     let (mut nll, mut kl, mut agree) = (0.0, 0.0, 0);

@@ -1,5 +1,114 @@
 //! Perplexity of a model beside its teacher and its controls.
+//!
+//! A text is tokenised once and cut into consecutive windows of `sequence` tokens; each predicts its last
+//! `sequence - 1`. All models see a batch of windows together, so that one pass over the logits serves them all.
 
 pub mod report;
 
 pub use report::{Control, Report, Score};
+
+use crate::mixer::Branches;
+use crate::model::{Model, Student, View};
+use crate::ops::head::{self, Sums};
+use crate::progress::{Progress, Unit, check_interrupt};
+use crate::text::Windows;
+use crate::{Error, Result};
+use candle_core::Tensor;
+
+/// Tokens that are run at once.
+const BATCH_TOKENS: usize = 4096;
+
+/// A tokenised text.
+pub struct EvaluationText<'a> {
+    pub windows: &'a Windows,
+    /// As the user named it.
+    pub name: &'a str,
+}
+
+/// Scores `student` on `model`'s weights (or `model` alone), the teacher, and the controls of a student: its window
+/// only, its linear branch only, and the teacher with nothing but the window, nothing trained.
+pub fn evaluate(
+    model: &Model,
+    student: Option<&Student>,
+    teacher: Option<&Model>,
+    text: &EvaluationText,
+    progress: &mut dyn Progress,
+) -> Result<Report> {
+    let main = View::of(model, student);
+    let mut views = vec![];
+    views.extend(teacher.map(|t| ("teacher", View::teacher(t))));
+    views.push(("student", main));
+    if let Some(student) = student {
+        if student.conversion.window.is_some() {
+            views.push(("window only", main.with(Branches::WindowOnly)));
+            views.push(("linear only", main.with(Branches::LinearOnly)));
+            views.extend(teacher.map(|t| ("bare window", bare(t, student))));
+        } else {
+            views.push(("silent mixer", main.with(Branches::WindowOnly)));
+        }
+    }
+    if let Some(teacher) = teacher.filter(|t| t.spec.vocab != model.spec.vocab) {
+        return Err(Error::usage(
+            format!("the teacher has {} tokens, the model {}", teacher.spec.vocab, model.spec.vocab),
+            "give the teacher that this model was converted from with `--teacher`",
+        ));
+    }
+
+    let windows = text.windows;
+    let sequence = windows.sequence();
+    let batch = (BATCH_TOKENS / sequence).max(1);
+    let mut sums = vec![Sums::default(); views.len()];
+    progress.begin(&format!("evaluate on {}", text.name), 0, (windows.len() * sequence) as u64, Unit::Tokens);
+    for first in (0..windows.len()).step_by(batch) {
+        check_interrupt()?;
+        let rows = first..(first + batch).min(windows.len());
+        let ids: Vec<u32> = rows.clone().flat_map(|i| windows.get(i).iter().copied()).collect();
+        let targets = head::next_tokens(&ids, sequence);
+        let hidden: Vec<Tensor> = views.iter().map(|(_, v)| v.hidden(&ids, rows.len())).collect::<Result<_>>()?;
+        let part = score(&views, &hidden, &targets)?;
+        for (sum, part) in sums.iter_mut().zip(&part) {
+            *sum = sum.add(part);
+        }
+        let note = format!("perplexity {:.3}", scored(&sums[usize::from(teacher.is_some())], false).perplexity);
+        progress.advance((rows.end * sequence) as u64, &note);
+    }
+    let named = |name: &str| views.iter().position(|(n, _)| *n == name).map(|i| sums[i]);
+    let own = named("student").unwrap_or_default();
+    let report = Report {
+        text: text.name.to_string(),
+        tokens: own.tokens,
+        sequence,
+        model: scored(&own, teacher.is_some()),
+        teacher_perplexity: named("teacher").map(|s| scored(&s, false).perplexity),
+        controls: views
+            .iter()
+            .zip(&sums)
+            .filter(|((name, _), _)| !matches!(*name, "teacher" | "student"))
+            .map(|((name, _), s)| Control { name: name.to_string(), score: scored(s, teacher.is_some()) })
+            .collect(),
+    };
+    let teacher = report.teacher_perplexity.map(|t| format!(", teacher {t:.3}")).unwrap_or_default();
+    progress.end(&format!("perplexity {:.3}{teacher}", report.model.perplexity));
+    Ok(report)
+}
+
+/// The teacher's weights under the student's window.
+fn bare<'a>(teacher: &'a Model, student: &'a Student) -> View<'a> {
+    View::student(teacher, student).with(Branches::WindowOnly).without_adapter()
+}
+
+/// Sums of every view on one batch; views on one head share its pass.
+fn score(views: &[(&str, View)], hidden: &[Tensor], targets: &[u32]) -> Result<Vec<Sums>> {
+    let heads: Vec<&Tensor> = views.iter().map(|(_, v)| &v.model.head).collect();
+    let models: Vec<(&Tensor, &Tensor)> = hidden.iter().zip(heads).collect();
+    head::compare(&models, targets)
+}
+
+fn scored(sums: &Sums, against_teacher: bool) -> Score {
+    let n = sums.tokens.max(1) as f64;
+    Score {
+        perplexity: (sums.nll / n).exp(),
+        kl: against_teacher.then_some(sums.kl / n),
+        top1: against_teacher.then_some(sums.agree as f64 / n),
+    }
+}

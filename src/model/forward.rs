@@ -18,6 +18,8 @@ pub struct View<'a> {
     pub model: &'a Model,
     pub student: Option<&'a Student>,
     pub branches: Branches,
+    /// Leave the student's adapter out.
+    without_adapter: bool,
 }
 
 /// A layer's new tensors, bound to a tape where they train.
@@ -49,11 +51,21 @@ pub enum Flow {
 
 impl<'a> View<'a> {
     pub fn teacher(model: &'a Model) -> Self {
-        View { model, student: None, branches: Branches::Both }
+        View { model, student: None, branches: Branches::Both, without_adapter: false }
     }
 
     pub fn student(model: &'a Model, student: &'a Student) -> Self {
-        View { model, student: Some(student), branches: Branches::Both }
+        View::of(model, Some(student))
+    }
+
+    /// With a student or without.
+    pub fn of(model: &'a Model, student: Option<&'a Student>) -> Self {
+        View { student, ..View::teacher(model) }
+    }
+
+    /// The same without the student's adapter.
+    pub fn without_adapter(self) -> Self {
+        View { without_adapter: true, ..self }
     }
 
     /// The same with a branch of its mixers switched off.
@@ -85,7 +97,7 @@ impl<'a> View<'a> {
         for (short, full, tensor) in student.mixer_tensors(layer) {
             vars.mixer.0.insert(short.to_string(), bind(full, tensor));
         }
-        for &target in student.adapter.iter().flat_map(|a| &a.targets) {
+        for &target in self.adapter().iter().flat_map(|a| &a.targets) {
             let names = Adapter::names(&self.model.spec.names, layer, target);
             if let [Some(a), Some(b)] = names.each_ref().map(|n| student.tensors.get(n)) {
                 vars.lora.insert(target, [bind(&names[0], a), bind(&names[1], b)]);
@@ -95,11 +107,15 @@ impl<'a> View<'a> {
         vars
     }
 
+    fn adapter(&self) -> Option<&'a Adapter> {
+        self.student.and_then(|s| s.adapter.as_ref()).filter(|_| !self.without_adapter)
+    }
+
     /// y = x W^T, with the layer's adapter where it has one.
     fn linear(&self, layer: usize, target: Target, x: &Var, vars: &LayerVars) -> Result<Var> {
         let weight = Var::constant(self.model.layers[layer].weight(target).clone());
         let y = linear(x, &weight)?;
-        match (self.student.and_then(|s| s.adapter.as_ref()), vars.lora.get(&target)) {
+        match (self.adapter(), vars.lora.get(&target)) {
             (Some(adapter), Some([a, b])) => adapter.add(y, x, a, b),
             _ => Ok(y),
         }

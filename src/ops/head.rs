@@ -89,7 +89,8 @@ pub struct Sums {
 }
 
 impl Sums {
-    fn add(mut self, other: &Sums) -> Sums {
+    /// Both together.
+    pub fn add(mut self, other: &Sums) -> Sums {
         self.tokens += other.tokens;
         self.nll += other.nll;
         self.kl += other.kl;
@@ -98,19 +99,20 @@ impl Sums {
     }
 }
 
-/// Scores the first of `models` (hidden states [B, T, D]) as the teacher and all of them against it.
-pub fn compare(models: &[&Tensor], head: &Tensor, targets: &[u32]) -> Result<Vec<Sums>> {
-    let (vocab, d) = head.dims2()?;
-    let ws = Slice::of(head)?;
-    let head = Mat::new(&ws, vocab, d);
-    let hidden = models.iter().map(|m| Slice::of(m)).collect::<Result<Vec<_>>>()?;
+/// Scores the first of `models` (hidden states [B, T, D] and head [vocab, D]) as the teacher and all against it.
+pub fn compare(models: &[(&Tensor, &Tensor)], targets: &[u32]) -> Result<Vec<Sums>> {
+    let Some((_, first)) = models.first() else { return Ok(vec![]) };
+    let (vocab, _) = first.dims2()?;
+    let slices =
+        models.iter().map(|(h, w)| Ok((Slice::of(h)?, Slice::of(w)?, w.dim(1)?))).collect::<Result<Vec<_>>>()?;
     // Locks of tensors stay on this thread; tasks see plain slices.
-    let hidden: Vec<&[f32]> = hidden.iter().map(|h| &**h).collect();
-    let slices: Vec<Vec<Sums>> = blocks(targets.len(), slice_rows(vocab))
+    let slices: Vec<(&[f32], Mat, usize)> = slices.iter().map(|(h, w, d)| (&**h, Mat::new(w, vocab, *d), *d)).collect();
+    let parts: Vec<Vec<Sums>> = blocks(targets.len(), slice_rows(vocab))
         .map_init(Default::default, |(teacher, logits): &mut (Vec<f32>, Vec<f32>), rows| {
             let score = |index: usize, logits: &mut Vec<f32>, teacher: Option<&[f32]>| {
                 logits.resize(rows.len() * vocab, 0.0);
-                let h = Mat::new(&hidden[index][rows.start * d..rows.end * d], rows.len(), d);
+                let (hidden, head, d) = slices[index];
+                let h = Mat::new(&hidden[rows.start * d..rows.end * d], rows.len(), d);
                 MatMut::new(logits, rows.len(), vocab).product(1.0, h, head.t(), 0.0);
                 let mut sums = Sums::default();
                 for (i, &target) in targets[rows.clone()].iter().enumerate() {
@@ -131,11 +133,11 @@ pub fn compare(models: &[&Tensor], head: &Tensor, targets: &[u32]) -> Result<Vec
                 sums
             };
             let mut all = vec![score(0, teacher, None)];
-            all.extend((1..hidden.len()).map(|i| score(i, logits, Some(teacher))));
+            all.extend((1..slices.len()).map(|i| score(i, logits, Some(teacher))));
             all
         })
         .collect();
-    Ok((0..models.len()).map(|i| slices.iter().fold(Sums::default(), |sum, s| sum.add(&s[i]))).collect())
+    Ok((0..models.len()).map(|i| parts.iter().fold(Sums::default(), |sum, s| sum.add(&s[i]))).collect())
 }
 
 /// Log-probabilities of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.

@@ -40,8 +40,10 @@ impl Scheduler {
         match self.schedule.kind {
             ScheduleKind::Constant => self.peak,
             ScheduleKind::Cosine { min_lr } => {
-                let span = self.steps.saturating_sub(warmup).max(1) as f64;
-                let x = ((step - warmup) as f64 / span).min(1.0);
+                let x = match step < self.steps {
+                    true => (step - warmup) as f64 / (self.steps - warmup) as f64,
+                    false => 1.0,
+                };
                 min_lr + (self.peak - min_lr) * (1.0 + (std::f64::consts::PI * x).cos()) / 2.0
             }
             ScheduleKind::Plateau { .. } => self.memory.lr,

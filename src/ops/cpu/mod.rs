@@ -1,5 +1,6 @@
 //! What CPU kernels share: strided matrices, vectorised row functions, and shared output buffers.
 
+pub mod allocator;
 pub mod matrix;
 pub mod simd;
 

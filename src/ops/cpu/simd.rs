@@ -111,7 +111,7 @@ mod tests {
     fn reductions_cover_tails() {
         let x: Vec<f32> = (0..37).map(|i| i as f32 - 20.0).collect();
         assert_eq!((sum(&x), max(&x)), (x.iter().sum(), 16.0));
-        assert_eq!(dot(&x, &x), x.iter().map(|v| v * v).sum());
+        assert_eq!(dot(&x, &x), x.iter().map(|v| v * v).sum::<f32>());
         let mut bad = x.clone();
         bad[5] = f32::NAN;
         assert!(max(&bad).is_nan());

@@ -1,0 +1,246 @@
+//! The tables of a stage.
+
+use super::amount::TOKENS;
+use super::fields::LONGEST;
+use super::kinds::{Choice, Flag, Integer, List, Number, Text};
+use super::table::Table;
+use super::types::{
+    AttentionTransfer, Batch, Checkpoint, Evaluate, Lora, LoraLoss, LoraShape, Optimizer, Schedule, ScheduleKind,
+    StageRecipe, Target, Training, TransferLoss,
+};
+
+/// More steps than any stage has.
+const MOST_STEPS: u64 = 1_000_000_000;
+
+/// One `[[stage]]`; `None` after a mistake in its kind. `sequence`: tokens of a training window, when known.
+pub(super) fn stage(t: &mut Table, sequence: Option<usize>) -> Option<StageRecipe> {
+    let kind = t.variant(
+        "kind",
+        &[
+            ("attention-transfer", "every mixer learns the output of the attention that it replaces"),
+            ("lora", "low-rank finetuning of the whole student on next-token labels"),
+            ("merge", "the low-rank updates become part of the weights"),
+            ("evaluate", "perplexity of student and teacher on a text"),
+        ],
+        None,
+        "What the stage does.",
+    )?;
+    Some(match kind {
+        "attention-transfer" => StageRecipe::AttentionTransfer(attention_transfer(t, sequence)),
+        "lora" => StageRecipe::Lora(lora(t, sequence)),
+        "merge" => StageRecipe::Merge,
+        _ => StageRecipe::Evaluate(evaluate(t, sequence)),
+    })
+}
+
+fn attention_transfer(t: &mut Table, sequence: Option<usize>) -> AttentionTransfer {
+    let before = t.mistakes();
+    let tokens = budget(t);
+    let loss = t.table("loss", "Weights of the losses, which are summed.", |t: &mut Table| {
+        let output = t.optional(
+            "output",
+            Number::from(0.0),
+            1000.0,
+            "Weight of the mean squared error between head outputs before the output projection, the mean over \
+             layers. LoLCATs: 1000.",
+        );
+        let weights = t.optional(
+            "weights",
+            Number::from(0.0),
+            0.0,
+            "Weight of the cross-entropy between attention weights, quadratic in `data.sequence`. LoLCATs has it as \
+             an option; 0: not computed.",
+        );
+        TransferLoss { output, weights }
+    });
+    if t.mistakes() == before && loss.output == 0.0 && loss.weights == 0.0 {
+        let what = format!("both losses of `{}` have weight 0: there is nothing to learn", t.path());
+        t.wrong_at("loss", what, "for example loss = { output = 1000.0 }");
+    }
+    let training = training(t, 1e-2);
+    if t.mistakes() == before {
+        refuse_less_than_a_step(t, tokens, &training.batch, sequence);
+    }
+    AttentionTransfer { tokens, loss, training }
+}
+
+fn lora(t: &mut Table, sequence: Option<usize>) -> Lora {
+    let before = t.mistakes();
+    let tokens = budget(t);
+    let lora = t.table("lora", "What the low-rank updates W + alpha / rank * B A look like.", lora_shape);
+    let loss = t.table("loss", "Weights of the losses.", |t: &mut Table| LoraLoss {
+        labels: t.optional("labels", Number::above(0.0), 1.0, "Weight of the cross-entropy of the next token."),
+    });
+    let train_mixer = t.optional(
+        "train_mixer",
+        Flag,
+        false,
+        "Also train the mixers' own tensors (a variant of LoLCATs; its default keeps them frozen here).",
+    );
+    let recompute = t.optional(
+        "recompute",
+        Flag,
+        false,
+        "Compute each layer's forward again in the backward pass rather than keep it: less memory, about a third \
+         more time.",
+    );
+    let training = training(t, 1e-4);
+    if t.mistakes() == before {
+        refuse_less_than_a_step(t, tokens, &training.batch, sequence);
+    }
+    Lora { tokens, lora, loss, train_mixer, recompute, training }
+}
+
+fn lora_shape(t: &mut Table) -> LoraShape {
+    let rank = t.optional("rank", Integer { min: 1, max: 4096 }, 8, "Rank of each update. LoLCATs: 8.");
+    let alpha = t.optional("alpha", Number::above(0.0).to(1e6), 16.0, "Scale, over the rank. LoLCATs: 16.");
+    let projections = List {
+        item: Choice(Target::ALL.map(|target| (target.word(), target)).to_vec()),
+        min: 1,
+        max: Target::ALL.len(),
+        distinct: true,
+        example: "[\"q\", \"k\", \"v\", \"o\"]",
+    };
+    let attention = vec![Target::Q, Target::K, Target::V, Target::O];
+    let on = t.optional("on", projections, attention, "Projections that get an update. LoLCATs: q, k, v, o.");
+    LoraShape { rank: rank as usize, alpha, on }
+}
+
+fn evaluate(t: &mut Table, training_sequence: Option<usize>) -> Evaluate {
+    let before = t.mistakes();
+    let text = t.required(
+        "text",
+        Text { example: "builtin:books-valid" },
+        "\"builtin:books-valid\"",
+        "A text that no stage trains on: a .txt or .jsonl file or a folder of them, or `builtin:NAME`.",
+    );
+    let tokens = t.maybe("tokens", TOKENS, "How much of the text, from its start. Absent: all of it.");
+    let sequence = t.maybe(
+        "sequence",
+        Integer { min: 2, max: LONGEST },
+        "Tokens of one window; each predicts all but its first token. Absent: as in training.",
+    );
+    let sequence = sequence.map(|sequence| sequence as usize);
+    if t.mistakes() == before
+        && let (Some(tokens), Some(window)) = (tokens, sequence.or(training_sequence))
+        && tokens < window as u64
+    {
+        let what = format!("`{}.tokens` is {tokens}, less than one window of {window} tokens", t.path());
+        t.wrong_at("tokens", what, format!("at least {window}"));
+    }
+    Evaluate { text, tokens, sequence }
+}
+
+fn budget(t: &mut Table) -> u64 {
+    t.required(
+        "tokens",
+        TOKENS,
+        "\"6M\"",
+        "Tokens to train on, as \"250K\", \"6M\", \"1.5B\" or a whole number; whole steps only. LoLCATs uses about \
+         20M for each of its two stages.",
+    )
+}
+
+fn refuse_less_than_a_step(t: &mut Table, tokens: u64, batch: &Batch, sequence: Option<usize>) {
+    let Some(sequence) = sequence else { return };
+    let step = batch.step_tokens(sequence);
+    if tokens < step {
+        let what = format!(
+            "`{}.tokens` is {tokens}, less than one step of {step} tokens (batch {} x accumulate {} x sequence \
+             {sequence})",
+            t.path(),
+            batch.size,
+            batch.accumulate
+        );
+        t.wrong_at("tokens", what, "give more tokens, or make `batch` or `data.sequence` smaller");
+    }
+}
+
+fn training(t: &mut Table, lr: f64) -> Training {
+    let before = t.mistakes();
+    let optimizer = t.table("optimizer", "AdamW.", |t: &mut Table| optimizer(t, lr));
+    let schedule = t.table("schedule", "The learning rate over the stage.", |t: &mut Table| schedule(t, optimizer.lr));
+    if let ScheduleKind::Cosine { min_lr } | ScheduleKind::Plateau { min_lr, .. } = schedule.kind
+        && t.mistakes() == before
+        && min_lr > optimizer.lr
+    {
+        let what = format!("`{}.schedule.min_lr` is {min_lr}, above `optimizer.lr`, {}", t.path(), optimizer.lr);
+        t.wrong_at("schedule.min_lr", what, "the rate only falls: make `min_lr` smaller or `lr` larger");
+    }
+    let batch = t.table("batch", "How many windows make a step.", batch);
+    let checkpoint = t.table("checkpoint", "How often training state is saved, for going on later.", checkpoint);
+    Training { optimizer, schedule, batch, checkpoint }
+}
+
+fn optimizer(t: &mut Table, lr: f64) -> Optimizer {
+    let lr = t.optional(
+        "lr",
+        Number::above(0.0).to(1.0),
+        lr,
+        "Learning rate. LoLCATs: 1e-2 for attention transfer, 1e-4 for LoRA.",
+    );
+    let beta = List { item: Number::from(0.0).below(1.0), min: 2, max: 2, distinct: false, example: "[0.9, 0.999]" };
+    let betas = t.optional("betas", beta, vec![0.9, 0.999], "Decay of the first and second moment (PyTorch's AdamW).");
+    let eps = t.optional("eps", Number::above(0.0).to(1.0), 1e-8, "Added to the denominator (PyTorch's AdamW).");
+    let help = "Decoupled weight decay, times the learning rate. LoLCATs: 0.";
+    let weight_decay = t.optional("weight_decay", Number::from(0.0).to(1.0), 0.0, help);
+    let help = "Largest global norm of the gradients. Absent: no clipping, as LoLCATs.";
+    let clip = t.maybe("clip", Number::above(0.0), help);
+    let betas = <[f64; 2]>::try_from(betas).unwrap_or_default();
+    Optimizer { lr, betas, eps, weight_decay, clip }
+}
+
+fn schedule(t: &mut Table, lr: f64) -> Schedule {
+    let kind = t.variant(
+        "kind",
+        &[
+            ("plateau", "lowered when the evaluated loss stops falling (LoLCATs)"),
+            ("cosine", "half a cosine down to `min_lr` at the last step"),
+            ("constant", "stays as it is"),
+        ],
+        Some("plateau"),
+        "What happens after the warm-up.",
+    );
+    let rate = || Number::from(0.0).to(1.0);
+    let lowest = "The rate never falls below this.";
+    let kind = match kind {
+        Some("plateau") => ScheduleKind::Plateau {
+            factor: t.optional(
+                "factor",
+                Number::above(0.0).below(1.0),
+                0.1,
+                "The rate is multiplied by this. LoLCATs: 0.1.",
+            ),
+            patience: t.optional(
+                "patience",
+                Integer { min: 0, max: MOST_STEPS },
+                10,
+                "Evaluations without a better loss that are tolerated. LoLCATs: 10.",
+            ),
+            min_lr: t.optional("min_lr", rate(), lr.min(1e-5), &format!("{lowest} LoLCATs: 1e-5.")),
+            every: t.optional(
+                "every",
+                Integer { min: 1, max: MOST_STEPS },
+                100,
+                "Steps between evaluations. LoLCATs: 100.",
+            ),
+        },
+        Some("cosine") => ScheduleKind::Cosine { min_lr: t.optional("min_lr", rate(), 0.0, lowest) },
+        _ => ScheduleKind::Constant,
+    };
+    let help = "Steps over which the rate rises from 0 to `optimizer.lr`. LoLCATs: none.";
+    let warmup = t.optional("warmup", Integer { min: 0, max: MOST_STEPS }, 0, help);
+    Schedule { kind, warmup }
+}
+
+fn batch(t: &mut Table) -> Batch {
+    let size = t.optional("size", Integer { min: 1, max: 65_536 }, 1, "Windows computed together. LoLCATs: 1.");
+    let help = "Batches whose gradients are averaged before an update. LoLCATs: 8.";
+    let accumulate = t.optional("accumulate", Integer { min: 1, max: 65_536 }, 8, help);
+    Batch { size: size as usize, accumulate: accumulate as usize }
+}
+
+fn checkpoint(t: &mut Table) -> Checkpoint {
+    let every = t.optional("every", Integer { min: 1, max: MOST_STEPS }, 100, "Steps between checkpoints.");
+    Checkpoint { every }
+}

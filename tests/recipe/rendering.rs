@@ -1,0 +1,60 @@
+//! Mistakes as people see them.
+
+use subquad::error::Error;
+use subquad::recipe::render;
+
+use super::{VALID, parse};
+
+#[test]
+fn mistakes_are_rendered_with_line_caret_and_hint() {
+    let text = VALID.replace("mixer = \"hedgehog\"", "\tmixer = \"日本\"").replace("\"600K\"", "\"600k\"");
+    let error = parse(&text, &["seed=x"]).unwrap_err();
+    let expected = r#"error: recipe test.toml: 3 mistakes
+
+test.toml:5:10: `student.mixer` is unknown: `日本`
+5 |     mixer = "日本"
+  |             ^^^^^^
+  = there is: `hedgehog`
+
+test.toml:13:10: `stage.0.tokens` cannot be "600k"
+13 | tokens = "600k"
+   |          ^^^^^^
+   = did you mean "600K"?
+
+test.toml: `--set seed=x`: `seed` must be a whole number, not a string
+  = for example 0
+
+hint: `subquad recipes show quickstart` prints a recipe with every common key
+"#;
+    assert_eq!(render(&error, false), expected);
+    let colored = render(&error, true);
+    assert!(colored.starts_with("\u{1b}[1;31merror:\u{1b}[0m recipe"), "{colored}");
+    let mut plain = colored;
+    for code in ["\u{1b}[1;31m", "\u{1b}[36m", "\u{1b}[1m", "\u{1b}[0m"] {
+        plain = plain.replace(code, "");
+    }
+    assert_eq!(plain, expected);
+    let other = Error::usage("`--device tpu` is unknown", "cpu or cuda");
+    assert_eq!(render(&other, false), "error: `--device tpu` is unknown\n\nhint: cpu or cuda\n");
+}
+
+#[test]
+fn long_lines_and_control_characters_are_rendered_safely() {
+    let long = format!("model = \"x\" # {}\nmodle = 1", "y".repeat(500));
+    let keys = (0..60).map(|i| format!("key_{i} = {i}")).collect::<Vec<_>>().join(", ");
+    let long = long.replace("modle = 1", &format!("modle = {{ {keys} }}"));
+    let text = VALID.replace("model = \"builtin:books-llama-7m\"", &long);
+    let text = text.replace("size = 64", "size = \"\\u0007\"").replace("joint", "\u{202e}tnioj");
+    let wide = format!("{}{}", " ".repeat(300), "zero = 0");
+    let text = text.replace("[data]", &format!("[data]\n{wide} # {}", "日".repeat(200)));
+    let rendered = render(&parse(&text, &[]).unwrap_err(), false);
+    assert!(!rendered.contains(['\u{7}', '\u{202e}', '\u{1b}']), "{rendered}");
+    for line in rendered.lines().filter(|line| line.contains(" | ")) {
+        assert!(unicode_width::UnicodeWidthStr::width(line) <= 100, "{line}");
+    }
+    let at = rendered.find("zero = 0").expect("the window follows the caret");
+    let line = rendered[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    let column = rendered[line..at].chars().count();
+    let caret = rendered[at..].lines().nth(1).and_then(|line| line.find('^'));
+    assert_eq!(caret, Some(column), "{rendered}");
+}
