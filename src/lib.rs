@@ -7,6 +7,7 @@ pub mod model;
 pub mod ops;
 pub mod progress;
 pub mod recipe;
+pub mod run;
 pub mod stage;
 pub mod text;
 pub mod train;

@@ -1,0 +1,110 @@
+//! What a recipe names, opened: teacher, tokenizer, training text.
+
+use super::identity;
+use crate::arch::{self, Spec};
+use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::model::Model;
+use crate::progress::{Progress, Unit};
+use crate::recipe::{Recipe, StageRecipe};
+use crate::text::{Tokenizer, Windows, documents, tokenize};
+use crate::train::ScheduleKind;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Windows that a plateau schedule evaluates on, taken from the end of the training text.
+const HELD_OUT: usize = 16;
+
+/// Everything that the stages read.
+pub struct Inputs {
+    pub checkpoint: Checkpoint,
+    pub teacher: Model,
+    pub tokenizer: Tokenizer,
+    /// As an exported config.json names the teacher.
+    pub teacher_name: String,
+    pub windows: Windows,
+    pub held_out: Option<Windows>,
+    /// Key of teacher, text, sequence and seed.
+    pub key: String,
+}
+
+impl Inputs {
+    pub fn open(recipe: &Recipe, progress: &mut dyn Progress) -> Result<Inputs> {
+        let base = recipe.base.as_deref();
+        let location = Location::resolve(&recipe.teacher.model, base)?;
+        let checkpoint = Checkpoint::open(&location)?;
+        let spec = Spec::of(&checkpoint)?;
+        let config = checkpoint.files().location().join(CONFIG);
+        if arch::conversion(checkpoint.config(), &config)?.is_some() {
+            let hint = "name its teacher in `teacher.model`";
+            return Err(Error::config(config, "this model is converted already", hint));
+        }
+        let teacher_name = match &location {
+            Location::Path(path) => std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()).display().to_string(),
+            Location::Builtin(_) => recipe.teacher.model.clone(),
+        };
+        let tokenizer = Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
+        let text = Location::resolve(&recipe.data.source, base)?;
+        let documents = documents(&text)?;
+        let text_key = identity::text(&documents);
+        let ids = tokenized(&documents, &tokenizer, None, &recipe.data.source, progress)?;
+        let (windows, held_out) = split(ids, recipe)?;
+        let teacher = Model::load(&checkpoint, &spec)?;
+        let sample = [&teacher.final_norm, &teacher.embed];
+        let teacher_key = identity::teacher(&checkpoint, &sample)?;
+        let held = held_out.as_ref().map(Windows::len);
+        let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;
+        Ok(Inputs { checkpoint, teacher, tokenizer, teacher_name, windows, held_out, key })
+    }
+
+    /// The windows of an evaluation text.
+    pub fn evaluation_text(
+        &self,
+        name: &str,
+        base: Option<&Path>,
+        tokens: Option<u64>,
+        sequence: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<Windows> {
+        let documents = documents(&Location::resolve(name, base)?)?;
+        let limit = tokens.map(|t| usize::try_from(t).unwrap_or(usize::MAX));
+        Windows::new(tokenized(&documents, &self.tokenizer, limit, name, progress)?, sequence, name)
+    }
+}
+
+/// Token ids of documents, with progress by bytes.
+fn tokenized(
+    documents: &[String],
+    tokenizer: &Tokenizer,
+    limit: Option<usize>,
+    name: &str,
+    progress: &mut dyn Progress,
+) -> Result<Vec<u32>> {
+    let bytes = documents.iter().map(|d| d.len() as u64).sum();
+    progress.begin(&format!("tokenize {name}"), 0, bytes, Unit::Bytes);
+    let ids = tokenize(documents, tokenizer, limit, &mut |done| progress.advance(done, ""))?;
+    progress.end(&format!("{} tokens", ids.len()));
+    Ok(ids)
+}
+
+/// Training windows, and the held-out ones where a schedule wants them.
+fn split(ids: Vec<u32>, recipe: &Recipe) -> Result<(Windows, Option<Windows>)> {
+    let (sequence, name) = (recipe.data.sequence, recipe.data.source.as_str());
+    let plateau = |s: &StageRecipe| match s {
+        StageRecipe::AttentionTransfer(s) => matches!(s.training.schedule.kind, ScheduleKind::Plateau { .. }),
+        StageRecipe::Lora(s) => matches!(s.training.schedule.kind, ScheduleKind::Plateau { .. }),
+        _ => false,
+    };
+    if !recipe.stages.iter().any(plateau) {
+        return Ok((Windows::new(ids, sequence, name)?, None));
+    }
+    let all = ids.len() / sequence;
+    if all < 2 {
+        let what = format!("{} tokens are one window of {sequence}; a plateau schedule holds one out", ids.len());
+        let hint = "give a longer text, a shorter `data.sequence`, or `schedule = { kind = \"cosine\" }`";
+        return Err(Error::text(name, what, hint));
+    }
+    let held = HELD_OUT.min((all / 8).max(1));
+    let (train, rest) = ids.split_at((all - held) * sequence);
+    let held_out = Windows::new(rest.to_vec(), sequence, name)?;
+    Ok((Windows::new(train.to_vec(), sequence, name)?, Some(held_out)))
+}

@@ -1,0 +1,88 @@
+//! Executes a recipe in a run folder, and goes on where an earlier run stopped.
+//!
+//! ```text
+//! recipe.toml       the recipe, verbatim
+//! ledger.jsonl      what was finished, with the key of everything that it depended on
+//! metrics.jsonl     one line per optimiser step
+//! 1-KIND/           one folder per stage: state.safetensors while it trains, student.safetensors when it is done,
+//! 2-KIND/           report.json of an evaluation
+//! model/            the exported model
+//! ```
+
+mod folder;
+mod identity;
+mod inputs;
+mod ledger;
+mod stages;
+mod store;
+
+use crate::evaluate::Report;
+use crate::export::{ExportOptions, export};
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::{Error, Result};
+use folder::RunFolder;
+use inputs::Inputs;
+use ledger::Entry;
+use stages::Pipeline;
+use std::path::{Path, PathBuf};
+
+/// What a conversion left behind.
+#[derive(Debug)]
+pub struct Summary {
+    /// The run folder.
+    pub folder: PathBuf,
+    /// The exported model.
+    pub model: PathBuf,
+    /// Every evaluation stage's report, in order.
+    pub reports: Vec<Report>,
+}
+
+/// The run folder of a recipe when none is named: `runs/NAME` in the working directory.
+pub fn default_folder(recipe: &Recipe) -> PathBuf {
+    let stem = Path::new(&recipe.name).file_stem().unwrap_or_default();
+    Path::new("runs").join(if stem.is_empty() { "recipe".as_ref() } else { stem })
+}
+
+/// Runs all stages of the recipe and exports the model. A folder that an earlier run of the same recipe left is
+/// continued: finished stages whose inputs are unchanged are not done twice. `fresh` starts from nothing.
+pub fn convert(recipe: &Recipe, out: Option<&Path>, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
+    let inputs = Inputs::open(recipe, progress)?;
+    let mut folder = RunFolder::open(&out.map_or_else(|| default_folder(recipe), Path::to_path_buf), fresh)?;
+    folder.write_recipe(recipe)?;
+    let mut conversion = Pipeline::new(recipe, &inputs)?;
+    for index in 0..recipe.stages.len() {
+        conversion.stage(index, &mut folder, progress)?;
+    }
+    conversion.merge()?;
+    let model = folder.path().join("model");
+    let key = conversion.export_key()?;
+    if folder.ledger.finished("export", &key).is_some() && model.join("config.json").exists() {
+        progress.say(&format!("{}: unchanged", model.display()));
+    } else {
+        let started = std::time::Instant::now();
+        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype: recipe.export.dtype.map(Into::into) };
+        let exported = export(
+            &conversion.model,
+            &conversion.student,
+            &inputs.checkpoint,
+            &recipe.text,
+            &conversion.reports,
+            &options,
+            &model,
+            progress,
+        )?;
+        progress.say(&format!(
+            "{}: {} files, {} bytes; logits equal those in memory (largest difference {:.1e})",
+            model.display(),
+            exported.files,
+            exported.bytes,
+            exported.largest_difference
+        ));
+        folder.ledger.append(Entry::finished("export", &key, started.elapsed().as_secs_f64()))?;
+    }
+    if conversion.reports.iter().any(|r| !r.model.perplexity.is_finite()) {
+        return Err(Error::NonFinite { stage: "evaluate".into(), step: 0, place: "the perplexity".into() });
+    }
+    Ok(Summary { folder: folder.path().to_path_buf(), model, reports: conversion.reports })
+}

@@ -1,0 +1,188 @@
+//! From stage recipes to stages: each runs, or is found finished.
+
+use super::folder::RunFolder;
+use super::identity::chain;
+use super::inputs::Inputs;
+use super::ledger::Entry;
+use super::store::{StageStore, load_student, save_student};
+use crate::arch::FORMAT;
+use crate::evaluate::{EvaluationText, Report, evaluate};
+use crate::mixer::Window;
+use crate::model::{Adapter, Conversion, Model, Student};
+use crate::progress::Progress;
+use crate::recipe::{Evaluate, Recipe, StageRecipe, Training};
+use crate::stage::{AttentionTransfer, Lora};
+use crate::train::{Group, Objective, Trainer, TrainingData};
+use crate::{Error, Result};
+
+/// The state that stages hand on.
+pub struct Pipeline<'a> {
+    recipe: &'a Recipe,
+    inputs: &'a Inputs,
+    /// The student's frozen weights: the teacher's, until an adapter is merged into them.
+    pub model: Model,
+    pub student: Student,
+    pub reports: Vec<Report>,
+    /// Key of what the student is now.
+    key: String,
+}
+
+/// `3-evaluate`
+pub fn stage_name(index: usize, stage: &StageRecipe) -> String {
+    let kind = match stage {
+        StageRecipe::AttentionTransfer(_) => "attention-transfer",
+        StageRecipe::Lora(_) => "lora",
+        StageRecipe::Merge => "merge",
+        StageRecipe::Evaluate(_) => "evaluate",
+    };
+    format!("{}-{kind}", index + 1)
+}
+
+impl<'a> Pipeline<'a> {
+    pub fn new(recipe: &'a Recipe, inputs: &'a Inputs) -> Result<Self> {
+        let spec = &inputs.teacher.spec;
+        if let Some(layer) = recipe.student.keep_softmax.largest().filter(|l| *l >= spec.layers) {
+            return Err(recipe.mistake(
+                "student.keep_softmax",
+                format!("there is no layer {layer}: the teacher has layers 0 to {}", spec.layers - 1),
+                "name layers that it has",
+            ));
+        }
+        let conversion = Conversion {
+            format: FORMAT,
+            teacher_model_type: spec.family.to_string(),
+            teacher: inputs.teacher_name.clone(),
+            mixer: recipe.student.mixer.clone(),
+            options: recipe.student.options.clone(),
+            window: recipe.student.window.map(|w| Window { size: w.size, combine: w.combine }),
+            softmax_layers: recipe.student.keep_softmax.of(spec.layers),
+        };
+        let student = Student::new(conversion, spec, recipe.seed)?;
+        let described = Conversion { teacher: String::new(), ..student.conversion.clone() };
+        let key = chain(&inputs.key, &described)?;
+        Ok(Pipeline { recipe, inputs, model: inputs.teacher.clone(), student, reports: vec![], key })
+    }
+
+    /// Runs a stage, or takes its result from an earlier run.
+    pub fn stage(&mut self, index: usize, folder: &mut RunFolder, progress: &mut dyn Progress) -> Result<()> {
+        let stage = &self.recipe.stages[index];
+        let name = stage_name(index, stage);
+        match stage {
+            StageRecipe::AttentionTransfer(s) => {
+                let key = chain(&self.key, stage)?;
+                let model = self.model.clone();
+                let objective = AttentionTransfer { model: &model, output: s.loss.output, weights: s.loss.weights };
+                let groups = AttentionTransfer::trained(&self.student, s.training.optimizer.weight_decay);
+                self.train(&name, key, s.tokens, &s.training, groups, &objective, folder, progress)
+            }
+            StageRecipe::Lora(s) => {
+                let key = chain(&self.key, stage)?;
+                // A second adapter starts on weights that hold the first.
+                self.merge()?;
+                let model = self.model.clone();
+                let adapter = Adapter { rank: s.lora.rank, alpha: s.lora.alpha, targets: s.lora.on.clone() };
+                let decay = s.training.optimizer.weight_decay;
+                let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
+                self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
+                let objective = Lora::new(&model, s.loss.labels, s.recompute, &groups);
+                self.train(&name, key, s.tokens, &s.training, groups, &objective, folder, progress)
+            }
+            StageRecipe::Merge => {
+                self.key = chain(&self.key, stage)?;
+                self.merge()
+            }
+            StageRecipe::Evaluate(s) => self.evaluate(&name, s, folder, progress),
+        }
+    }
+
+    /// Folds the adapter, if there is one, into the weights.
+    pub fn merge(&mut self) -> Result<()> {
+        self.student.merge(&mut self.model)
+    }
+
+    /// Key of the exported folder.
+    pub fn export_key(&self) -> Result<String> {
+        chain(&self.key, &(&self.recipe.export, &self.recipe.text, &self.reports, &self.inputs.teacher_name))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn train(
+        &mut self,
+        name: &str,
+        key: String,
+        tokens: u64,
+        training: &Training,
+        groups: Vec<Group>,
+        objective: &dyn Objective,
+        folder: &mut RunFolder,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let path = folder.stage(name)?;
+        let result = path.join("student.safetensors");
+        self.key = key;
+        if folder.ledger.finished(name, &self.key).is_some()
+            && let Some(tensors) = load_student(&result, &self.key)?
+        {
+            self.student.tensors = tensors;
+            progress.say(&format!("{name}: finished before"));
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let windows = &self.inputs.windows;
+        let steps = tokens.div_ceil(training.batch.step_tokens(windows.sequence())).max(1);
+        let state = path.join("state.safetensors");
+        let mut store = StageStore {
+            state: state.clone(),
+            metrics: folder.metrics(),
+            stage: name.into(),
+            key: self.key.clone(),
+        };
+        let trainer = Trainer {
+            stage: name,
+            steps,
+            optimizer: training.optimizer,
+            schedule: training.schedule,
+            batch: training.batch,
+            save_every: training.checkpoint.every,
+            groups,
+        };
+        let data = TrainingData { windows, held_out: self.inputs.held_out.as_ref(), seed: self.recipe.seed };
+        trainer.run(&mut self.student, objective, &data, &mut store, progress)?;
+        save_student(&result, &self.student.tensors, &self.key)?;
+        folder.ledger.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))?;
+        if state.exists() {
+            std::fs::remove_file(&state).map_err(Error::io(&state, "remove it"))?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(
+        &mut self,
+        name: &str,
+        stage: &Evaluate,
+        folder: &mut RunFolder,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let sequence = stage.sequence.unwrap_or(self.recipe.data.sequence);
+        let base = self.recipe.base.as_deref();
+        let windows = self.inputs.evaluation_text(&stage.text, base, stage.tokens, sequence, progress)?;
+        let digest = super::identity::chain("", &(0..windows.len()).map(|i| windows.get(i)).collect::<Vec<_>>())?;
+        let key = chain(&self.key, &(&stage.text, digest, sequence))?;
+        let path = folder.stage(name)?.join("report.json");
+        if folder.ledger.finished(name, &key).is_some()
+            && let Some(report) = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok())
+        {
+            progress.say(&format!("{name}: finished before"));
+            self.reports.push(report);
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let text = EvaluationText { windows: &windows, name: &stage.text };
+        let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), &text, progress)?;
+        let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
+        crate::checkpoint::write_atomically(&path, &json)?;
+        folder.ledger.append(Entry::finished(name, &key, started.elapsed().as_secs_f64()))?;
+        self.reports.push(report);
+        Ok(())
+    }
+}

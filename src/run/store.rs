@@ -1,0 +1,69 @@
+//! Training state and metrics on disk.
+
+use crate::checkpoint::{load_tensors, save_tensors, write_atomically};
+use crate::train::{Metric, Store};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The state of one stage, valid for one key, and the run's metrics.
+pub struct StageStore {
+    pub state: PathBuf,
+    pub metrics: PathBuf,
+    pub stage: String,
+    pub key: String,
+}
+
+impl Store for StageStore {
+    fn load(&mut self) -> Result<Option<(BTreeMap<String, Tensor>, BTreeMap<String, String>)>> {
+        if !self.state.exists() {
+            return Ok(None);
+        }
+        let (tensors, words) = load_tensors(&self.state)?;
+        // State of another recipe, text or teacher is not a beginning of this one.
+        Ok((words.get("key") == Some(&self.key)).then_some((tensors, words)))
+    }
+
+    fn save(&mut self, tensors: BTreeMap<String, Tensor>, mut words: BTreeMap<String, String>) -> Result<()> {
+        words.insert("key".into(), self.key.clone());
+        save_tensors(&self.state, &tensors, &words)
+    }
+
+    fn metric(&mut self, metric: &Metric) -> Result<()> {
+        let mut line = serde_json::to_string(metric).map_err(|e| Error::Internal(e.to_string()))?;
+        line.push('\n');
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.metrics)
+            .map_err(Error::io(&self.metrics, "open it"))?;
+        file.write_all(line.as_bytes()).map_err(Error::io(&self.metrics, "write to it"))
+    }
+
+    fn rewind(&mut self, step: u64) -> Result<()> {
+        let Ok(text) = std::fs::read_to_string(&self.metrics) else { return Ok(()) };
+        let keep = |line: &&str| match serde_json::from_str::<serde_json::Value>(line) {
+            Ok(v) => v["stage"] != self.stage.as_str() || v["step"].as_u64().is_some_and(|s| s <= step),
+            Err(_) => false, // the torn last line of a killed run
+        };
+        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+        if kept.len() == text.len() { Ok(()) } else { write_atomically(&self.metrics, kept.as_bytes()) }
+    }
+}
+
+/// What a finished training stage leaves: all tensors of the student.
+pub fn save_student(path: &Path, tensors: &BTreeMap<String, Tensor>, key: &str) -> Result<()> {
+    save_tensors(path, tensors, &BTreeMap::from([("key".into(), key.into())]))
+}
+
+/// The tensors that [`save_student`] wrote under the same key.
+pub fn load_student(path: &Path, key: &str) -> Result<Option<BTreeMap<String, Tensor>>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (tensors, words) = load_tensors(path)?;
+    Ok((words.get("key").map(String::as_str) == Some(key)).then_some(tensors))
+}
