@@ -21,8 +21,7 @@ pub fn chain(before: &str, what: &impl Serialize) -> Result<String> {
 /// A teacher by its description, the headers of its tensors and a sample of its weights: hashing all of them would
 /// read a whole large model before anything starts.
 pub fn teacher(checkpoint: &Checkpoint, sample: &[&candle_core::Tensor]) -> Result<String> {
-    let headers: Vec<_> =
-        checkpoint.tensors().iter().map(|t| (&t.name, format!("{:?}", t.dtype), &t.shape)).collect();
+    let headers: Vec<_> = checkpoint.tensors().iter().map(|t| (&t.name, format!("{:?}", t.dtype), &t.shape)).collect();
     let norms = sample.iter().map(|t| crate::ops::adamw::square_sum(t)).collect::<Result<Vec<f64>>>()?;
     chain("teacher", &(checkpoint.config(), headers, norms))
 }

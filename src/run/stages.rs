@@ -131,12 +131,8 @@ impl<'a> Pipeline<'a> {
         let windows = &self.inputs.windows;
         let steps = tokens.div_ceil(training.batch.step_tokens(windows.sequence())).max(1);
         let state = path.join("state.safetensors");
-        let mut store = StageStore {
-            state: state.clone(),
-            metrics: folder.metrics(),
-            stage: name.into(),
-            key: self.key.clone(),
-        };
+        let mut store =
+            StageStore { state: state.clone(), metrics: folder.metrics(), stage: name.into(), key: self.key.clone() };
         let trainer = Trainer {
             stage: name,
             steps,
