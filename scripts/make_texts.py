@@ -48,7 +48,7 @@ TRAIN = {
     ("Songs of Innocence and of Experience", "William Blake"),
     ("Bartleby, the Scrivener", "Herman Melville"),
 }
-VALID_BYTES = 450_000
+VALID_BYTES = 1_005_000
 STORIES_BYTES = 400_000
 STORIES_VALID_BYTES = 60_000
 

@@ -72,6 +72,7 @@ pub mod arch;
 pub mod checkpoint;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 pub mod mixer;
 pub mod model;
 pub mod ops;

@@ -67,15 +67,15 @@ pub fn convert(recipe: &Recipe, out: Option<&Path>, fresh: bool, progress: &mut 
             &conversion.student,
             &inputs.checkpoint,
             &recipe.text,
-            &conversion.reports,
             &options,
+            &conversion.reports,
             &model,
             progress,
         )?;
         progress.say(&format!(
             "{}: {} files, {} bytes; logits equal those in memory (largest difference {:.1e})",
             model.display(),
-            exported.files,
+            exported.files.len(),
             exported.bytes,
             exported.largest_difference
         ));

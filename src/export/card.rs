@@ -1,0 +1,166 @@
+//! README.md of a converted model: what it is, what was replaced, how well it does, and how to run it.
+
+use std::fmt::Write;
+
+use crate::checkpoint::{Checkpoint, shown};
+use crate::evaluate::report::{Report, Score};
+use crate::model::{Model, Student};
+use crate::{Error, Result, mixer};
+
+/// The whole card.
+pub(super) fn card(model: &Model, student: &Student, teacher: &Checkpoint, reports: &[Report]) -> Result<String> {
+    let mut card = front_matter(student, teacher)?;
+    let mut add = |text: String| {
+        card.push('\n');
+        card.push_str(&text);
+    };
+    let name = shown(&student.conversion.teacher);
+    add(format!("# {} with linear attention\n", code(name.rsplit(['/', '\\', ':']).next().unwrap_or(&name))));
+    add(format!(
+        "The pretrained model {} ({} parameters), converted by subquad {}. The recipe is [recipe.toml](recipe.toml).\n",
+        code(&name),
+        model.spec.parameters(),
+        env!("CARGO_PKG_VERSION")
+    ));
+    add(attention(model, student));
+    if !reports.is_empty() {
+        add(evaluation(reports)?);
+    }
+    add(RUNNING.to_string());
+    Ok(card)
+}
+
+const RUNNING: &str = "\
+## Running it
+
+```sh
+subquad generate DIR --prompt \"Once upon a time\"
+subquad evaluate DIR --text FILE
+```
+
+`DIR` is this folder. The weights are merged: no adapter is needed.
+
+transformers cannot load this model yet: its modelling file comes with a later release of subquad. Nor can servers
+that run softmax attention only, such as llama.cpp and vLLM. The `model_type` is of its own, so that none of them runs
+it as something that it is not.
+";
+
+/// The teacher's name as a Hub id, if that is what it is: what was found at that path is a folder.
+fn hub_id<'a>(name: &'a str, teacher: &Checkpoint) -> Option<&'a str> {
+    let allowed = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let (owner, rest) = name.split_once('/')?;
+    (allowed(owner) && allowed(rest) && !teacher.path().ends_with(name)).then_some(name)
+}
+
+/// What the Hub reads: lines that are not known are left out.
+fn front_matter(student: &Student, teacher: &Checkpoint) -> Result<String> {
+    let mut lines = vec!["---".to_string()];
+    if let Some(id) = hub_id(&student.conversion.teacher, teacher) {
+        lines.push(format!("base_model: {id}"));
+    }
+    if let Some(license) = license(teacher)? {
+        lines.push(format!("license: {license}"));
+    }
+    lines.push("library_name: subquad".into());
+    lines.push("tags:".into());
+    lines.push("- linear-attention".into());
+    lines.push(format!("- {}", student.conversion.mixer));
+    lines.push("---\n".into());
+    Ok(lines.join("\n"))
+}
+
+/// The licence that the teacher's own card names, where it is one of the Hub's plain identifiers.
+fn license(teacher: &Checkpoint) -> Result<Option<String>> {
+    const LARGEST: u64 = 1 << 20;
+    let Ok(Some(bytes)) = teacher.files().read_at_most(super::files::CARD, LARGEST) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    if lines.next().map(str::trim_end) != Some("---") {
+        return Ok(None);
+    }
+    let front = lines.take_while(|line| line.trim_end() != "---");
+    let value = front.filter_map(|line| line.strip_prefix("license:")).map(str::trim).next();
+    let plain = |v: &&str| !v.is_empty() && v.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    // `other` needs a name and a link beside it, which only a person can give.
+    Ok(value.filter(plain).filter(|v| *v != "other").map(str::to_string))
+}
+
+/// What was replaced by what, and what was kept.
+fn attention(model: &Model, student: &Student) -> String {
+    let conversion = &student.conversion;
+    let (layers, kept) = (model.spec.layers, &conversion.softmax_layers);
+    let replaced = (0..layers).filter(|l| student.replaced(*l)).count();
+    let mut text = format!(
+        "## Attention\n\nSoftmax attention of {replaced} of {layers} layers was replaced by the mixer `{}`",
+        conversion.mixer
+    );
+    if let Some(mixer) = mixer::find(&conversion.mixer) {
+        let _ = write!(text, ", {}:\n\n```text\n{}\n```\n\n{}.", mixer.summary, mixer.formula, mixer.paper);
+    }
+    text.push_str("\n\n");
+    match conversion.window {
+        Some(window) => {
+            let _ = writeln!(
+                text,
+                "- Window: each token sees the last {} keys, its own included, by softmax attention, and everything \
+                 before them by the linear branch; both share one normaliser.",
+                window.size
+            );
+        }
+        None => text.push_str("- Window: none; every token is seen by the linear branch alone.\n"),
+    }
+    match kept.is_empty() {
+        true => {
+            text.push_str("- Layers that keep softmax attention: none. The state has the same size at any length.\n")
+        }
+        false => {
+            let list = kept.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(
+                text,
+                "- Layers that keep softmax attention: {list} (counted from 0). Their state grows with every token."
+            );
+        }
+    }
+    text
+}
+
+/// One table per text: the model, its teacher, and its controls.
+fn evaluation(reports: &[Report]) -> Result<String> {
+    let mut text = String::from("## Evaluation\n");
+    for report in reports {
+        write_report(&mut text, report).map_err(|e| Error::Internal(e.to_string()))?;
+    }
+    Ok(text)
+}
+
+fn write_report(text: &mut String, report: &Report) -> std::fmt::Result {
+    let Report { tokens, sequence, .. } = report;
+    writeln!(text, "\n{}, {tokens} tokens in windows of {sequence}:\n", code(&shown(&report.text)))?;
+    writeln!(text, "| model | perplexity | KL to the teacher | same top token |")?;
+    writeln!(text, "| --- | ---: | ---: | ---: |")?;
+    let row = |name: &str, score: &Score| {
+        let kl = score.kl.map(|kl| format!("{kl:.4}")).unwrap_or_default();
+        let top1 = score.top1.map(|share| format!("{:.1}%", 100.0 * share)).unwrap_or_default();
+        format!("| {} | {:.3} | {kl} | {top1} |", shown(name).replace('|', "\\|"), score.perplexity)
+    };
+    if let Some(perplexity) = report.teacher_perplexity {
+        writeln!(text, "| teacher | {perplexity:.3} | | |")?;
+    }
+    writeln!(text, "{}", row("**this model**", &report.model))?;
+    for control in &report.controls {
+        writeln!(text, "{}", row(&control.name, &control.score))?;
+    }
+    match report.ratio() {
+        Some(ratio) => writeln!(text, "\nPerplexity over the teacher's: {ratio:.4}. KL in nats per token."),
+        None => Ok(()),
+    }
+}
+
+/// Text that Markdown shows as it is.
+fn code(text: &str) -> String {
+    format!("`{}`", text.replace('`', "'"))
+}

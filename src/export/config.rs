@@ -1,0 +1,110 @@
+//! config.json and generation_config.json of a converted model.
+
+use candle_core::DType;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::arch::{MODEL_TYPE, Spec};
+use crate::model::{Conversion, Model};
+use crate::{Error, Result};
+
+/// How text is generated: ends of text, sampling.
+pub(super) const GENERATION: &str = "generation_config.json";
+
+/// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
+const DROPPED: [&str; 10] = [
+    "auto_map",
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    "use_sliding_window",
+    "max_window_layers",
+    "sliding_window",
+    // `rope_theta` at the top level takes their place: transformers 4 reads no theta from `rope_parameters`.
+    "rope_parameters",
+    "rope_scaling",
+    MODEL_TYPE,
+];
+
+/// The name that transformers and torch give a type; `None` for types that weights are not exported in.
+pub(super) fn dtype_word(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("float32"),
+        DType::BF16 => Some("bfloat16"),
+        DType::F16 => Some("float16"),
+        _ => None,
+    }
+}
+
+/// config.json. A `model_type` of our own: under the teacher's, other programs would load it as a plain softmax model.
+pub(super) fn config(
+    model: &Model,
+    conversion: &Conversion,
+    teacher: &Map<String, Value>,
+    dtype: DType,
+) -> Result<Map<String, Value>> {
+    let spec = &model.spec;
+    let of_teacher = |key: &str| teacher.get(key).cloned().unwrap_or(Value::Null);
+    let word = dtype_word(dtype).ok_or_else(|| Error::Internal(format!("weights as {}", dtype.as_str())))?;
+    let mut config = object([
+        ("architectures", json!(["SubquadForCausalLM"])),
+        ("model_type", json!(MODEL_TYPE)),
+        ("vocab_size", json!(spec.vocab)),
+        ("hidden_size", json!(spec.width)),
+        ("num_hidden_layers", json!(spec.layers)),
+        ("num_attention_heads", json!(spec.heads)),
+        ("num_key_value_heads", json!(spec.kv_heads)),
+        ("head_dim", json!(spec.head_width)),
+        ("intermediate_size", json!(spec.ffn)),
+        ("max_position_embeddings", json!(spec.context)),
+        ("rms_norm_eps", json!(spec.norm_eps)),
+        ("rope_theta", json!(spec.rope.theta)),
+        ("tie_word_embeddings", json!(spec.tied)),
+        ("bos_token_id", of_teacher("bos_token_id")),
+        ("eos_token_id", of_teacher("eos_token_id")),
+        ("pad_token_id", of_teacher("pad_token_id")),
+        ("dtype", json!(word)),
+        ("torch_dtype", json!(word)),
+        ("use_cache", json!(true)),
+        ("layer_types", json!(layer_types(spec, conversion))),
+    ]);
+    // What else the teacher's file says, such as `hidden_act`, belongs to its architecture and is kept.
+    for (key, value) in teacher.iter().filter(|(key, _)| !DROPPED.contains(&key.as_str())) {
+        config.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    if let Some(window) = conversion.window {
+        config.insert("sliding_window".into(), json!(window.size));
+    }
+    let block = serde_json::to_value(conversion).map_err(|e| Error::Internal(e.to_string()))?;
+    config.insert(MODEL_TYPE.into(), block);
+    Ok(config)
+}
+
+/// transformers' words for the kinds of layers: which cache each of them needs.
+fn layer_types(spec: &Spec, conversion: &Conversion) -> Vec<&'static str> {
+    let replaced = if conversion.window.is_some() { "hybrid_sliding" } else { "linear_attention" };
+    let word = |layer| if conversion.softmax_layers.contains(&layer) { "full_attention" } else { replaced };
+    (0..spec.layers).map(word).collect()
+}
+
+/// generation_config.json of a model whose teacher has none.
+pub(super) fn generation(spec: &Spec, config: &Map<String, Value>) -> Map<String, Value> {
+    object([
+        ("bos_token_id", json!(spec.bos)),
+        ("eos_token_id", config.get("eos_token_id").cloned().unwrap_or(Value::Null)),
+        ("pad_token_id", config.get("pad_token_id").cloned().unwrap_or(Value::Null)),
+    ])
+}
+
+/// JSON for a file, indented.
+pub(super) fn text(map: &Map<String, Value>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    map.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, serde_json::ser::PrettyFormatter::new()))
+        .map_err(|e| Error::Internal(e.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn object<const N: usize>(entries: [(&str, Value); N]) -> Map<String, Value> {
+    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}

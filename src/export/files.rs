@@ -1,0 +1,68 @@
+//! Files of an exported folder: which are copied from the teacher, and which names can be there at all.
+
+use std::path::Path;
+
+use super::Written;
+use super::config::GENERATION;
+use crate::checkpoint::{CONFIG, Checkpoint, INDEX, WEIGHTS};
+use crate::{Error, Result};
+
+/// The recipe, verbatim.
+pub(super) const RECIPE: &str = "recipe.toml";
+/// The model card.
+pub(super) const CARD: &str = "README.md";
+/// Files of a tokenizer; whichever the teacher has are copied byte for byte.
+pub const TOKENIZER: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+/// Whether `name` is a licence or a notice, and a plain name on every system.
+fn is_legal(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    !name.contains([':', '\\']) && ["LICENSE", "LICENCE", "NOTICE", "COPYING"].iter().any(|s| upper.starts_with(s))
+}
+
+/// Whether an export writes files of that name.
+pub(super) fn is_exported(name: &str) -> bool {
+    let shard = name.starts_with("model-") && name.ends_with(".safetensors");
+    let ours = [CONFIG, GENERATION, INDEX, WEIGHTS, RECIPE, CARD];
+    shard || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
+}
+
+/// Name and contents of every file that is taken over unchanged, and the files of a tokenizer that are not there.
+pub(super) fn copies(teacher: &Checkpoint) -> Result<(Vec<(String, Vec<u8>)>, Vec<&'static str>)> {
+    let files = teacher.files();
+    let mut copies = Vec::new();
+    let mut absent = Vec::new();
+    for name in TOKENIZER {
+        match files.read(name)? {
+            Some(bytes) => copies.push((name.to_string(), bytes.into_owned())),
+            None => absent.push(name),
+        }
+    }
+    for name in files.names().into_iter().filter(|name| name == GENERATION || is_legal(name)) {
+        if let Some(bytes) = files.read(&name)? {
+            copies.push((name, bytes.into_owned()));
+        }
+    }
+    Ok((copies, absent))
+}
+
+/// Names and sizes of the files in `folder`, sorted.
+pub(super) fn listing(folder: &Path) -> Result<Vec<Written>> {
+    let mut all = Vec::new();
+    for entry in folder.read_dir().map_err(Error::io(folder, "list it"))? {
+        let entry = entry.map_err(Error::io(folder, "list it"))?;
+        let bytes = entry.metadata().map_err(Error::io(entry.path(), "look at it"))?.len();
+        all.push(Written { name: entry.file_name().to_string_lossy().into_owned(), bytes });
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}

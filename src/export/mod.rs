@@ -1,0 +1,188 @@
+//! A converted model as a folder in the Hugging Face layout: merged weights, config.json, tokenizer, recipe and card.
+//!
+//! Everything is written into a hidden folder beside the target, opened again there and compared with the model in
+//! memory; only then it gets its name. Whatever stops an export, what stood at the target before still stands there.
+
+mod card;
+mod config;
+mod files;
+mod parity;
+mod place;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+
+use crate::checkpoint::{CONFIG, Checkpoint, Writer, write_atomically};
+use crate::evaluate::report::Report;
+use crate::model::{Model, Student};
+use crate::progress::{Progress, Unit, check_interrupt};
+use crate::{Error, Result};
+use place::Place;
+
+pub use files::TOKENIZER;
+pub use parity::{Parity, TOLERANCE, compare};
+
+/// How weights are stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportOptions {
+    /// Largest size of one file of weights, in bytes.
+    pub shard_bytes: u64,
+    /// f32, bf16 or f16 for the teacher's tensors; `None`: each as in the teacher. A mixer's own tensors are always f32.
+    pub dtype: Option<DType>,
+}
+
+/// One file of an exported folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// What an export wrote, and how it was found to compare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exported {
+    /// The folder, links resolved.
+    pub folder: PathBuf,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// All files, sorted by name.
+    pub files: Vec<Written>,
+    /// Files of a tokenizer that the teacher does not have.
+    pub absent: Vec<&'static str>,
+    /// Largest absolute difference between logits of the folder, opened again, and of the model in memory with its
+    /// weights rounded to the types of the folder; at most [`TOLERANCE`].
+    pub largest_difference: f32,
+    /// Largest absolute difference that this rounding makes to logits; `None` when nothing is rounded.
+    pub rounding: Option<f32>,
+}
+
+/// Writes `model` with the mixers of `student` to the folder `to`, and proves it by opening it again.
+///
+/// `model` has its adapters merged; `teacher` is the checkpoint that it came from; `reports` are shown on the card. An
+/// earlier export at `to` is replaced; a folder with anything else in it is refused.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that goes into the folder")]
+pub fn export(
+    model: &Model,
+    student: &Student,
+    teacher: &Checkpoint,
+    recipe_text: &str,
+    options: &ExportOptions,
+    reports: &[Report],
+    to: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Exported> {
+    let tensors = tensors(model, student, teacher, options)?;
+    let (copies, absent) = files::copies(teacher)?;
+    let place = Place::prepare(to)?;
+    let folder = place.folder();
+    for (name, bytes) in &copies {
+        check_interrupt()?;
+        write_atomically(&folder.join(name), bytes)?;
+    }
+    let config = config::config(
+        model,
+        &student.conversion,
+        teacher.config(),
+        main_dtype(&tensors[..model.spec.tensors().len()]),
+    )?;
+    write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
+    if !copies.iter().any(|(name, _)| name == config::GENERATION) {
+        write_atomically(&folder.join(config::GENERATION), &config::text(&config::generation(&model.spec, &config))?)?;
+    }
+    write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
+    let card = card::card(model, student, teacher, reports)?;
+    write_atomically(&folder.join(files::CARD), card.as_bytes())?;
+    write_weights(folder, &tensors, options.shard_bytes, progress).map_err(|e| match e {
+        // The writer knows the temporary folder only.
+        Error::Disk { needed, available, .. } => Error::Disk { path: to.into(), needed, available },
+        e => e,
+    })?;
+
+    let parity = compare(folder, model, student, progress)?;
+    let written = files::listing(folder)?;
+    check_interrupt()?;
+    Ok(Exported {
+        folder: place.finish()?,
+        bytes: written.iter().map(|f| f.bytes).sum(),
+        files: written,
+        absent,
+        largest_difference: parity.largest_difference,
+        rounding: parity.rounding,
+    })
+}
+
+/// A tensor as it is to be stored.
+struct Stored<'a> {
+    name: String,
+    dtype: DType,
+    tensor: &'a Tensor,
+}
+
+impl Stored<'_> {
+    fn bytes(&self) -> u64 {
+        (self.tensor.elem_count() * self.dtype.size_in_bytes()) as u64
+    }
+}
+
+/// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer.
+fn tensors<'a>(
+    model: &'a Model,
+    student: &'a Student,
+    teacher: &Checkpoint,
+    options: &ExportOptions,
+) -> Result<Vec<Stored<'a>>> {
+    if student.adapter.is_some() {
+        return Err(Error::Internal("the adapter must be merged before the export".into()));
+    }
+    if let Some(other) = options.dtype.filter(|d| config::dtype_word(*d).is_none()) {
+        return Err(Error::usage(
+            format!("weights are not exported as {}", other.as_str()),
+            "set `export.dtype` to \"f32\", \"bf16\" or \"f16\", or leave it out",
+        ));
+    }
+    let mut all = Vec::new();
+    for (name, _) in model.spec.tensors() {
+        let dtype = match (options.dtype, teacher.info(&name)) {
+            (Some(dtype), _) => dtype,
+            (None, Some(info)) => DType::try_from(info.dtype)?,
+            (None, None) => return Err(teacher.missing(&name, |_| true)),
+        };
+        let tensor = model.named(&name).ok_or_else(|| Error::Internal(format!("the model has no `{name}`")))?;
+        all.push(Stored { name, dtype, tensor });
+    }
+    for (name, ..) in student.new_tensors() {
+        let tensor = student.tensors.get(&name);
+        let tensor = tensor.ok_or_else(|| Error::Internal(format!("the student has no `{name}`")))?;
+        all.push(Stored { name, dtype: DType::F32, tensor });
+    }
+    Ok(all)
+}
+
+/// The type of most bytes; config.json names one, and other programs take it for all of the teacher's tensors.
+fn main_dtype(tensors: &[Stored]) -> DType {
+    let mut bytes: BTreeMap<&str, (u64, DType)> = BTreeMap::new();
+    for stored in tensors {
+        bytes.entry(stored.dtype.as_str()).or_insert((0, stored.dtype)).0 += stored.bytes();
+    }
+    bytes.into_values().max_by_key(|(bytes, _)| *bytes).map_or(DType::F32, |(_, dtype)| dtype)
+}
+
+/// Writes the weights; the writer checks the space on the disk before.
+fn write_weights(folder: &Path, tensors: &[Stored], shard_bytes: u64, progress: &mut dyn Progress) -> Result<()> {
+    let declared = tensors.iter().map(|s| (s.name.clone(), s.dtype, s.tensor.dims().to_vec())).collect();
+    let mut writer = Writer::create(folder, declared, shard_bytes)?;
+    let total = tensors.iter().map(Stored::bytes).sum();
+    progress.begin("export: weights", 0, total, Unit::Bytes);
+    let mut done = 0;
+    for stored in tensors {
+        check_interrupt()?;
+        writer.write(&stored.name, stored.tensor)?;
+        done += stored.bytes();
+        progress.advance(done, "");
+    }
+    writer.finish()?;
+    progress.end("");
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The proof of an export: the folder opened again, its weights held bit by bit to those in memory, and its logits
+//! compared on a batch of random tokens.
+
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use rand::RngExt;
+
+use super::config::dtype_word;
+use crate::arch::{Names, Rope, Spec};
+use crate::checkpoint::{Checkpoint, Location};
+use crate::mixer::initial::generator;
+use crate::model::{Model, Student, Target, View};
+use crate::ops::head;
+use crate::progress::{Progress, Unit, check_interrupt};
+use crate::{Error, Result};
+
+/// Largest absolute difference of logits in f32 that is taken for equality: weights are equal bit by bit, and sums may
+/// be taken in another order.
+pub const TOLERANCE: f32 = 1e-5;
+/// Sequences of the batch.
+const BATCH: usize = 2;
+/// Tokens of a sequence, at least.
+const TOKENS: usize = 48;
+/// Tokens of a sequence beyond the window, so that both branches of a mixer take part.
+const BEYOND: usize = 33;
+/// Logits that are held at a time.
+const LOGITS: usize = 1 << 22;
+
+/// How an exported folder compares with the model in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Parity {
+    /// Largest absolute difference of logits to the model in memory with its weights rounded as in the folder.
+    pub largest_difference: f32,
+    /// Largest absolute difference of logits that rounding makes; `None` when all weights are stored in f32.
+    pub rounding: Option<f32>,
+}
+
+/// Opens `folder` and compares it with the model in memory. Any difference beyond [`TOLERANCE`], and any weight or logit
+/// that is no number, is [`Error::Parity`].
+pub fn compare(folder: &Path, model: &Model, student: &Student, progress: &mut dyn Progress) -> Result<Parity> {
+    let (checkpoint, spec, mixers) = reopen(folder).map_err(|e| match e {
+        Error::Interrupted => e,
+        e => different(format!("the exported folder cannot be opened again: {e}")),
+    })?;
+    if !same(&spec, &model.spec) {
+        return Err(different("the exported config.json describes another architecture than the model in memory"));
+    }
+    let batch = Batch::new(&model.spec, student);
+    let rounds = checkpoint.tensors().iter().any(|info| info.dtype != safetensors::Dtype::F32);
+    progress.begin("export: reopen and compare", 0, if rounds { 3 } else { 2 }, Unit::Items);
+
+    let memory = batch.answers(&View::student(model, student))?;
+    progress.advance(1, "");
+    check_interrupt()?;
+    let mut reopened = Model::load(&checkpoint, &spec)?;
+    let written = batch.answers(&View::student(&reopened, &mixers))?;
+    progress.advance(2, "");
+    check_interrupt()?;
+
+    // The weights in memory, rounded, take the place of those that were read: a third copy of the model is not needed.
+    hold_mixers(student, &mixers)?;
+    replace(&mut reopened, model, |name, read, own| {
+        let stored = checkpoint.info(name).map(|info| DType::try_from(info.dtype)).transpose()?;
+        hold(name, read, own, stored.unwrap_or(DType::F32))
+    })?;
+    let (expected, rounding) = match rounds {
+        false => (memory, None),
+        true => {
+            let rounded = batch.answers(&View::student(&reopened, student))?;
+            let rounding = difference(&memory, &rounded)?;
+            progress.advance(3, "");
+            (rounded, Some(rounding))
+        }
+    };
+    let largest_difference = difference(&expected, &written)?;
+    if !largest_difference.is_finite() || rounding.is_some_and(|r| !r.is_finite()) {
+        return Err(not_finite("logits of the model"));
+    }
+    if largest_difference > TOLERANCE {
+        return Err(different(format!(
+            "logits of the exported model differ from those of the model in memory by up to {largest_difference:.1e}, \
+             and at most {TOLERANCE:.0e} is taken for equal"
+        )));
+    }
+    progress.end(&match rounding {
+        None => format!("logits differ by at most {largest_difference:.1e}"),
+        Some(rounding) => {
+            format!(
+                "logits differ by at most {largest_difference:.1e}; rounding the weights moved them by {rounding:.1e}"
+            )
+        }
+    });
+    Ok(Parity { largest_difference, rounding })
+}
+
+fn reopen(folder: &Path) -> Result<(Checkpoint, Spec, Student)> {
+    let checkpoint = Checkpoint::open(&Location::Path(folder.into()))?;
+    let spec = Spec::of(&checkpoint)?;
+    let student = Student::load(&checkpoint, &spec)?;
+    let student = student.ok_or_else(|| Error::Internal("it is not a converted model".into()))?;
+    Ok((checkpoint, spec, student))
+}
+
+/// Equal up to the last digit of what JSON writes as a decimal number.
+fn same(a: &Spec, b: &Spec) -> bool {
+    let near = |x: f64, y: f64| (x - y).abs() <= 1e-12 * y.abs();
+    let rest = |s: &Spec| Spec { norm_eps: 0.0, rope: Rope { theta: 0.0 }, ..s.clone() };
+    near(a.norm_eps, b.norm_eps) && near(a.rope.theta, b.rope.theta) && rest(a) == rest(b)
+}
+
+/// Random tokens, always the same for the same sizes.
+struct Batch {
+    ids: Vec<u32>,
+}
+
+/// What a model makes of a batch: hidden states [1, N, D] and the head [vocab, D] that turns them into logits.
+struct Answers {
+    hidden: Tensor,
+    head: Tensor,
+}
+
+impl Batch {
+    fn new(spec: &Spec, student: &Student) -> Batch {
+        let window = student.conversion.window.map_or(0, |w| w.size);
+        let tokens = TOKENS.max(window.saturating_add(BEYOND));
+        let mut rng = generator(0, "parity");
+        Batch { ids: (0..BATCH * tokens).map(|_| rng.random_range(0..spec.vocab as u32)).collect() }
+    }
+
+    fn answers(&self, view: &View) -> Result<Answers> {
+        let hidden = view.hidden(&self.ids, BATCH)?.reshape((1, self.ids.len(), view.model.spec.width))?;
+        Ok(Answers { hidden, head: view.model.head.clone() })
+    }
+}
+
+/// Largest absolute difference of logits; not finite when any of them is not.
+fn difference(a: &Answers, b: &Answers) -> Result<f32> {
+    let (tokens, vocab) = (a.hidden.dim(1)?, a.head.dim(0)?);
+    let step = (LOGITS / vocab.max(1)).clamp(1, tokens);
+    let mut largest = 0f32;
+    for first in (0..tokens).step_by(step) {
+        let logits = |x: &Answers| -> Result<Vec<f32>> {
+            let part = x.hidden.narrow(1, first, step.min(tokens - first))?.contiguous()?;
+            Ok(head::logits(&part, &x.head)?.flatten_all()?.to_vec1()?)
+        };
+        for (x, y) in logits(a)?.into_iter().zip(logits(b)?) {
+            let d = (x - y).abs();
+            // `max` would pass over NaN.
+            if !d.is_finite() {
+                return Ok(f32::NAN);
+            }
+            largest = largest.max(d);
+        }
+    }
+    Ok(largest)
+}
+
+/// Puts `choose(name, weight of shell, weight of model)` in the place of every weight of `shell`.
+fn replace(shell: &mut Model, model: &Model, choose: impl Fn(&str, &Tensor, &Tensor) -> Result<Tensor>) -> Result<()> {
+    let names = model.spec.names;
+    shell.embed = choose(names.embed, &shell.embed, &model.embed)?;
+    shell.head = match model.spec.tied {
+        true => shell.embed.clone(),
+        false => choose(names.head, &shell.head, &model.head)?,
+    };
+    shell.final_norm = choose(names.final_norm, &shell.final_norm, &model.final_norm)?;
+    for (i, own) in model.layers.iter().enumerate() {
+        let read = &mut shell.layers[i];
+        read.attn_norm = choose(&Names::of_layer(names.attn_norm, i), &read.attn_norm, &own.attn_norm)?;
+        read.mlp_norm = choose(&Names::of_layer(names.mlp_norm, i), &read.mlp_norm, &own.mlp_norm)?;
+        for target in Target::ALL {
+            let name = Names::of_layer(target.template(&names), i);
+            let weight = choose(&name, shell.layers[i].weight(target), own.weight(target))?;
+            shell.set_weight(i, target, weight);
+        }
+    }
+    shell.spec = model.spec.clone();
+    shell.rotary = model.rotary.clone();
+    Ok(())
+}
+
+/// Every tensor of the mixers as in memory.
+fn hold_mixers(student: &Student, read: &Student) -> Result<()> {
+    for (name, tensor) in &read.tensors {
+        match student.tensors.get(name) {
+            Some(own) if own.dims() == tensor.dims() => hold(name, tensor, own, DType::F32).map(drop)?,
+            _ => return Err(different(format!("the exported tensor `{name}` is not in memory, or of another shape"))),
+        }
+    }
+    Ok(())
+}
+
+/// `own` rounded to the `stored` type, if `read` equals it bit by bit and all of it is finite.
+fn hold(name: &str, read: &Tensor, own: &Tensor, stored: DType) -> Result<Tensor> {
+    let values = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+    let rounded = own.to_dtype(stored)?.to_dtype(DType::F32)?;
+    let (got, want) = (values(read)?, values(&rounded)?);
+    if want.iter().any(|x| !x.is_finite()) {
+        return Err(match values(own)?.iter().all(|x| x.is_finite()) {
+            true => too_large(name, stored),
+            false => not_finite(&format!("numbers of `{name}`")),
+        });
+    }
+    match got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count() {
+        0 => Ok(rounded),
+        n => Err(different(format!(
+            "{n} of {} numbers of the exported tensor `{name}` are not those in memory",
+            want.len()
+        ))),
+    }
+}
+
+fn different(what: impl Into<String>) -> Error {
+    Error::Parity {
+        what: what.into(),
+        hint: "nothing was exported; run the same command again, and report it if it happens again: the disk is at \
+               fault, or subquad"
+            .into(),
+    }
+}
+
+fn too_large(name: &str, stored: DType) -> Error {
+    let word = dtype_word(stored).unwrap_or(stored.as_str());
+    Error::Parity {
+        what: format!("the weight `{name}` does not fit {word}: numbers of it become infinite"),
+        hint: "nothing was exported; set `export.dtype` to \"bf16\" or \"f32\", which hold larger numbers".into(),
+    }
+}
+
+fn not_finite(what: &str) -> Error {
+    Error::Parity {
+        what: format!("{what} are not finite numbers"),
+        hint: "nothing was exported; the training has diverged: lower `optimizer.lr` or set `optimizer.clip`, and run \
+               it afresh"
+            .into(),
+    }
+}
