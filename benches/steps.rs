@@ -9,13 +9,12 @@
 //! Each measurement is a process of its own, so that its peak memory is its own. A speed is reported only when the
 //! first losses of both sides agree.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
-use subquad::arch::{FORMAT, Spec};
-use subquad::checkpoint::{Checkpoint, Location};
-use subquad::mixer::{Combine, Window};
-use subquad::model::{Adapter, Conversion, Model, Student, Target};
+use subquad::model::{Adapter, Student, Target};
 use subquad::stage::{AttentionTransfer, Lora};
 use subquad::train::{AdamW, Objective, Optimizer};
 
@@ -78,18 +77,8 @@ fn report(mode: &str, who: &str, all: &[serde_json::Value]) {
 
 fn measure(mode: &str, steps: usize) {
     subquad::ops::cpu::allocator::keep_freed_memory();
-    let checkpoint = Checkpoint::open(&Location::resolve("builtin:books-llama-7m", None).unwrap()).unwrap();
-    let model = Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap();
-    let conversion = Conversion {
-        format: FORMAT,
-        teacher_model_type: "llama".into(),
-        teacher: "builtin:books-llama-7m".into(),
-        mixer: "hedgehog".into(),
-        options: Default::default(),
-        window: Some(Window { size: 64, combine: Combine::Joint }),
-        softmax_layers: vec![],
-    };
-    let mut student = Student::new(conversion, &model.spec, 0).unwrap();
+    let model = common::teacher();
+    let mut student = common::student(&model, Some(64));
     let ids: Vec<u32> = splitmix64(0, BATCH * SEQUENCE).iter().map(|x| (x % model.spec.vocab as u64) as u32).collect();
     let (groups, lr) = match mode {
         "lora" => {
@@ -133,7 +122,7 @@ fn measure(mode: &str, steps: usize) {
     let speed = (steps * BATCH * SEQUENCE) as f64 / started.elapsed().as_secs_f64();
     let result = BTreeMap::from([
         ("tokens_per_s", serde_json::json!(speed)),
-        ("peak_mb", serde_json::json!(peak_mb())),
+        ("peak_mb", serde_json::json!(common::resident_mb("VmHWM"))),
         ("losses", serde_json::json!(losses[..3])),
     ]);
     println!("{}", serde_json::to_string(&result).unwrap());
@@ -148,11 +137,4 @@ fn splitmix64(seed: u64, count: usize) -> Vec<u64> {
         x ^ (x >> 31)
     };
     (0..count).map(mix).collect()
-}
-
-/// Largest resident size of this process, 10^6 bytes.
-fn peak_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).map_or(f64::NAN, |kb| kb * 1024.0 / 1e6)
 }

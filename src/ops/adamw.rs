@@ -28,7 +28,7 @@ pub fn adamw(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, update: Update) -> 
     let (keep, eps, scale) = ((1.0 - update.lr * update.weight_decay) as f32, update.eps as f32, update.scale as f32);
     let (b1, b2, c1, c2) = (b1 as f32, b2 as f32, (1.0 - b1) as f32, (1.0 - b2) as f32);
     let (ps, gs, ms, vs) = (Slice::of(p)?, Slice::of(g)?, Slice::of(m)?, Slice::of(v)?);
-    let mut out = [p, m, v].map(|x| Output::zeros(x.dims()));
+    let mut out = [p, m, v].map(|x| Output::unwritten(x.dims()));
     let [np, nm, nv] = out.each_mut().map(Output::data);
     simd(|| {
         for i in 0..np.len() {

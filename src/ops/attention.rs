@@ -104,8 +104,8 @@ fn visible(shape: Shape, query: usize, keys: &Range<usize>) -> Range<usize> {
 fn forward(shape: Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor, Vec<f32>)> {
     let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
     let rows = [shape.batch, shape.queries, shape.heads];
-    let mut num = Output::zeros(&[rows[0], rows[1], rows[2], shape.value_width]);
-    let (mut den, mut maxima) = (Output::zeros(&rows), Output::zeros(&rows));
+    let mut num = Output::unwritten(&[rows[0], rows[1], rows[2], shape.value_width]);
+    let (mut den, mut maxima) = (Output::unwritten(&rows), Output::unwritten(&rows));
     let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
     shape.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
         for h in shape.heads_of(g) {
@@ -161,7 +161,7 @@ fn backward(
     let dnum = g.pop().flatten().map_or_else(|| zeros(&[rows[0], rows[1], rows[2], shape.value_width]), Ok)?;
     let (dnum, dden) = (Heads::of(&dnum)?, Slice::of(&dden)?);
     let (width, kv) = (q.width, shape.kv_heads);
-    let mut dq = Output::zeros(q_tensor.dims());
+    let mut dq = Output::unwritten(q_tensor.dims());
     let mut dk = Output::zeros(k_tensor.dims());
     let mut dv = Output::zeros(v_tensor.dims());
     let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());

@@ -31,7 +31,7 @@ pub fn swiglu(gate: &Var, up: &Var) -> Result<Var> {
     let (gate_value, up_value) = (gate.value().clone(), up.value().clone());
     record1(&[gate, up], y, move |dy| {
         let (gs, us, ds) = (Slice::of(&gate_value)?, Slice::of(&up_value)?, Slice::of(&dy)?);
-        let (mut dg, mut du) = (Output::zeros(dy.dims()), Output::zeros(dy.dims()));
+        let (mut dg, mut du) = (Output::unwritten(dy.dims()), Output::unwritten(dy.dims()));
         let (pg, pu) = (dg.pointer(), du.pointer());
         blocks(gs.len(), BLOCK).for_each(|r| {
             // SAFETY: blocks are disjoint.
@@ -84,7 +84,7 @@ fn map2(x: &Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync + Copy) -> Re
         return Err(candle_core::Error::Msg(format!("elementwise: {:?} and {:?}", x.dims(), y.dims())).into());
     }
     let (xs, ys) = (Slice::of(x)?, Slice::of(y)?);
-    let mut out = Output::zeros(x.dims());
+    let mut out = Output::unwritten(x.dims());
     out.data().par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
         let (x, y) = (&xs[i * BLOCK..][..out.len()], &ys[i * BLOCK..][..out.len()]);
         simd(|| {

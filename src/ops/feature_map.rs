@@ -26,7 +26,7 @@ pub fn two_softmaxes(x: &Var, w: &Var) -> Result<Var> {
     let group = heads / kv_heads;
     let y = {
         let (xs, ws) = (Heads::of(x.value())?, Slice::of(w.value())?);
-        let mut y = Output::zeros(&[batch, tokens, heads, 2 * half]);
+        let mut y = Output::unwritten(&[batch, tokens, heads, 2 * half]);
         let at = y.pointer();
         each_block(batch, tokens, |b, r| {
             for h in 0..heads {
@@ -93,7 +93,7 @@ fn backward(x: &Tensor, w: &Tensor, features: &Tensor, wanted: [bool; 2], g: &Te
     let group = heads / kv_heads;
     let (xs, ws) = (Heads::of(x)?, Slice::of(w)?);
     let (ps, gs) = (Heads::of(features)?, Heads::of(g)?);
-    let mut dy = Output::zeros(&[batch, tokens, heads, half]);
+    let mut dy = Output::unwritten(&[batch, tokens, heads, half]);
     let dy_at = dy.pointer();
     each_block(batch, tokens, |b, r| {
         let mut masked = vec![0.0; half];

@@ -1,6 +1,6 @@
 //! The vocabulary head in slices of tokens: logits of all tokens never exist at once.
 
-use super::cpu::simd::{axpy, exp, max, simd};
+use super::cpu::simd::{exp, max, simd};
 use super::cpu::{Output, Slice, blocks, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record1};
 use crate::Result;
@@ -29,7 +29,7 @@ pub fn cross_entropy(hidden: &Var, head: &Tensor, targets: &[u32]) -> Result<Var
     let want = hidden.tracked();
     let (hs, ws) = (Slice::of(hidden.value())?, Slice::of(head)?);
     let head_matrix = Mat::new(&ws, vocab, d);
-    let mut grad = Output::zeros(if want { hidden.value().dims() } else { &[0] });
+    let mut grad = Output::unwritten(if want { hidden.value().dims() } else { &[0] });
     let at = grad.pointer();
     let losses: Vec<f64> = blocks(targets.len(), slice_rows(vocab))
         .map_init(Vec::new, |logits, rows| {
@@ -183,9 +183,9 @@ pub fn embed(table: &Tensor, ids: &[u32], batch: usize) -> Result<Tensor> {
         return Err(crate::Error::Internal(format!("token {bad} is outside the vocabulary of {vocab}")));
     }
     let ws = Slice::of(table)?;
-    let mut out = Output::zeros(&[batch, ids.len() / batch.max(1), d]);
+    let mut out = Output::unwritten(&[batch, ids.len() / batch.max(1), d]);
     for (row, &id) in out.data().chunks_exact_mut(d).zip(ids) {
-        axpy(row, 1.0, &ws[id as usize * d..][..d]);
+        row.copy_from_slice(&ws[id as usize * d..][..d]);
     }
     out.tensor()
 }

@@ -28,7 +28,7 @@ pub fn linear(x: &Var, w: &Var) -> Result<Var> {
 fn product(x: &Tensor, w: &Tensor, rows: usize, shape: &[usize], transposed: bool) -> Result<Tensor> {
     let (out, inner) = w.dims2()?;
     let (xs, ws) = (Slice::of(x)?, Slice::of(w)?);
-    let mut y = Output::zeros(shape);
+    let mut y = Output::unwritten(shape);
     let w = Mat::new(&ws, out, inner);
     let (w, from, to) = if transposed { (w.t(), inner, out) } else { (w, out, inner) };
     MatMut::new(y.data(), rows, to).product_parallel(1.0, Mat::new(&xs, rows, from), w, 0.0);
@@ -37,7 +37,7 @@ fn product(x: &Tensor, w: &Tensor, rows: usize, shape: &[usize], transposed: boo
 
 fn weight_gradient(g: &Tensor, x: &Tensor, rows: usize, out: usize, inner: usize) -> Result<Tensor> {
     let (gs, xs) = (Slice::of(g)?, Slice::of(x)?);
-    let mut dw = Output::zeros(&[out, inner]);
+    let mut dw = Output::unwritten(&[out, inner]);
     let (g, x) = (Mat::new(&gs, rows, out), Mat::new(&xs, rows, inner));
     MatMut::new(dw.data(), out, inner).product_parallel(1.0, g.t(), x, 0.0);
     dw.tensor()

@@ -134,10 +134,10 @@ fn forward(shape: Shape, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
     let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
     let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
     let Shape { batch, queries, heads, features, value_width, .. } = shape;
-    let mut num = Output::zeros(&[batch, queries, heads, value_width]);
-    let mut den = Output::zeros(&[batch, queries, heads]);
-    let mut state = Output::zeros(&[batch, heads, features, value_width]);
-    let mut normaliser = Output::zeros(&[batch, heads, features]);
+    let mut num = Output::unwritten(&[batch, queries, heads, value_width]);
+    let mut den = Output::unwritten(&[batch, queries, heads]);
+    let mut state = Output::unwritten(&[batch, heads, features, value_width]);
+    let mut normaliser = Output::unwritten(&[batch, heads, features]);
     let (num_at, den_at) = (num.pointer(), den.pointer());
     let (state_at, normaliser_at) = (state.pointer(), normaliser.pointer());
     shape.tasks().for_each_init(Vec::new, |p, (i, g)| {
@@ -302,7 +302,7 @@ pub fn linear_attention_step(
         Some((b, v)) => Some((Heads::of(b)?, Heads::of(v)?)),
         None => None,
     };
-    let (mut s, mut z) = (Output::zeros(state.dims()), Output::zeros(normaliser.dims()));
+    let (mut s, mut z) = (Output::unwritten(state.dims()), Output::unwritten(normaliser.dims()));
     let mut num = Output::zeros(&[batch, 1, heads, width]);
     let mut den = Output::zeros(&[batch, 1, heads]);
     let size = features * width;

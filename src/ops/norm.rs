@@ -16,7 +16,7 @@ pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
     let eps = eps as f32;
     let y = {
         let (xs, ws) = (Slice::of(x.value())?, Slice::of(weight)?);
-        let mut y = Output::zeros(x.value().dims());
+        let mut y = Output::unwritten(x.value().dims());
         y.data().par_chunks_mut(ROWS * d).zip(xs.par_chunks(ROWS * d)).for_each(|(y, x)| {
             simd(|| {
                 for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
@@ -32,7 +32,7 @@ pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
     let (value, weight) = (x.value().clone(), weight.clone());
     record1(&[x], y, move |g| {
         let (xs, ws, gs) = (Slice::of(&value)?, Slice::of(&weight)?, Slice::of(&g)?);
-        let mut dx = Output::zeros(value.dims());
+        let mut dx = Output::unwritten(value.dims());
         let tasks = dx.data().par_chunks_mut(ROWS * d).zip(xs.par_chunks(ROWS * d)).zip(gs.par_chunks(ROWS * d));
         tasks.for_each(|((dx, x), g)| {
             simd(|| {

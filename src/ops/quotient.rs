@@ -15,7 +15,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
     let width = num.value().dims4()?.3;
     let o = {
         let (ns, ds) = (Slice::of(num.value())?, Slice::of(den.value())?);
-        let mut o = Output::zeros(num.value().dims());
+        let mut o = Output::unwritten(num.value().dims());
         o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
             |((o, n), d)| {
                 let scale = 1.0 / (d + eps);
@@ -27,7 +27,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
     let (den_value, o_value) = (den.value().clone(), o.clone());
     record1(&[num, den], o, move |g| {
         let (ds, os, gs) = (Slice::of(&den_value)?, Slice::of(&o_value)?, Slice::of(&g)?);
-        let (mut dn, mut dd) = (Output::zeros(o_value.dims()), Output::zeros(den_value.dims()));
+        let (mut dn, mut dd) = (Output::unwritten(o_value.dims()), Output::unwritten(den_value.dims()));
         let outputs = dn.data().par_chunks_mut(width).zip(dd.data().par_iter_mut());
         let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
         outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
@@ -49,7 +49,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
     let o = {
         let [nw, dw, nl, dl] = [&values[0], &values[1], &values[2], &values[3]].map(Slice::of);
         let (nw, dw, nl, dl) = (nw?, dw?, nl?, dl?);
-        let mut o = Output::zeros(values[0].dims());
+        let mut o = Output::unwritten(values[0].dims());
         o.data().par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(row, o)| {
             simd(|| {
                 for h in 0..heads {
@@ -72,8 +72,8 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let (nw, dw, dl) = (nw?, dw?, dl?);
         let (os, gs) = (Slice::of(&o_value)?, Slice::of(&g)?);
         // g over the joint denominator is the gradient of the linear numerator; the others are multiples of it.
-        let (mut d_num, mut d_den) = (Output::zeros(o_value.dims()), Output::zeros(values[1].dims()));
-        let mut d_gamma = Output::zeros(&[batch * tokens, heads]);
+        let (mut d_num, mut d_den) = (Output::unwritten(o_value.dims()), Output::unwritten(values[1].dims()));
+        let mut d_gamma = Output::unwritten(&[batch * tokens, heads]);
         let outputs = d_num.data().par_chunks_mut(heads * width).zip(d_den.data().par_chunks_mut(heads));
         outputs.zip(d_gamma.data().par_chunks_mut(heads)).enumerate().with_min_len(64).for_each(
             |(row, ((d_num, d_den), d_gamma))| {
@@ -101,7 +101,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let (d_num, d_den) = (d_num.tensor()?, d_den.tensor()?);
         let by_gamma = |x: &Tensor, width: usize| -> Result<Tensor> {
             let xs = Slice::of(x)?;
-            let mut y = Output::zeros(x.dims());
+            let mut y = Output::unwritten(x.dims());
             y.data().par_chunks_mut(heads * width).zip(xs.par_chunks(heads * width)).for_each(|(y, x)| {
                 for ((y, x), gamma) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(&gamma) {
                     y.iter_mut().zip(x).for_each(|(y, x)| *y = gamma * x);

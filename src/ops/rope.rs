@@ -56,7 +56,7 @@ fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
         return Err(candle_core::Error::Msg(format!("rope: {:?} against {t} positions of {half}", x.dims())).into());
     }
     let xs = Slice::of(x)?;
-    let mut y = Output::zeros(x.dims());
+    let mut y = Output::unwritten(x.dims());
     y.data().par_chunks_mut(h * k).zip(xs.par_chunks(h * k)).enumerate().for_each(|(row, (y, x))| {
         let position = row % t * half;
         let (cos, sin) = (&angles.cos[position..][..half], &angles.sin[position..][..half]);

@@ -6,7 +6,9 @@ pub mod simd;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use parking_lot::RwLockReadGuard;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
@@ -88,6 +90,13 @@ impl<'a> Heads<'a> {
     }
 }
 
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// Fills buffers that kernels must overwrite with NaN from now on: the operators' tests switch it on.
+pub fn poison_unwritten() {
+    POISON.store(true, Ordering::Relaxed);
+}
+
 /// A fresh buffer that several tasks fill, each its own part.
 pub struct Output {
     data: Vec<f32>,
@@ -104,6 +113,19 @@ unsafe impl Sync for OutputPointer {}
 impl Output {
     pub fn zeros(shape: &[usize]) -> Self {
         Output { data: vec![0.0; shape.iter().product()], shape: shape.to_vec() }
+    }
+
+    /// Elements that the caller writes, every one, before anything reads them. Zeroing a buffer that is overwritten
+    /// anyway costs a pass over memory; tests are built with NaN in it, so that a kernel which leaves a hole fails.
+    pub fn unwritten(shape: &[usize]) -> Self {
+        let n = shape.iter().product();
+        if cfg!(any(test, debug_assertions)) || POISON.load(Ordering::Relaxed) {
+            return Output { data: vec![f32::NAN; n], shape: shape.to_vec() };
+        }
+        let mut data: ManuallyDrop<Vec<MaybeUninit<f32>>> = ManuallyDrop::new(Vec::with_capacity(n));
+        // SAFETY: same layout and allocator; the elements are plain numbers that the caller writes before any read.
+        let data = unsafe { Vec::from_raw_parts(data.as_mut_ptr().cast::<f32>(), n, data.capacity()) };
+        Output { data, shape: shape.to_vec() }
     }
 
     pub fn pointer(&mut self) -> OutputPointer {
