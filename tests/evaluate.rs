@@ -1,0 +1,83 @@
+//! Evaluation against transformers' own likelihood, and on students that must equal their teacher.
+
+use subquad::arch::{FORMAT, Spec};
+use subquad::checkpoint::{Checkpoint, Location, load_tensors};
+use subquad::evaluate::{EvaluationText, Report, evaluate};
+use subquad::mixer::{Combine, Window};
+use subquad::model::{Conversion, Model, Student};
+use subquad::progress::Silent;
+use subquad::text::Windows;
+
+fn teacher(name: &str) -> Model {
+    let checkpoint = Checkpoint::open(&Location::resolve(&format!("builtin:{name}"), None).unwrap()).unwrap();
+    Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap()
+}
+
+fn student(model: &Model, window: Option<usize>, softmax_layers: Vec<usize>) -> Student {
+    let conversion = Conversion {
+        format: FORMAT,
+        teacher_model_type: "llama".into(),
+        teacher: "builtin:stories260K".into(),
+        mixer: "hedgehog".into(),
+        options: Default::default(),
+        window: window.map(|size| Window { size, combine: Combine::Joint }),
+        softmax_layers,
+    };
+    Student::new(conversion, &model.spec, 0).unwrap()
+}
+
+fn run(model: &Model, student: Option<&Student>, teacher: Option<&Model>, windows: &Windows) -> Report {
+    evaluate(model, student, teacher, &EvaluationText { windows, name: "test" }, &mut Silent).unwrap()
+}
+
+fn some_windows() -> Windows {
+    Windows::new((0..64 * 9).map(|i| (i * i * 7 + i * 3) % 512).collect(), 64, "test").unwrap()
+}
+
+#[test]
+fn perplexity_is_transformers() {
+    for name in ["stories260K", "books-llama-7m"] {
+        let path = format!("{}/tests/fixtures/teacher_{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let (x, _) = load_tensors(path.as_ref()).unwrap();
+        let ids = x["ids"].flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        let want = f64::from(x["nll"].to_vec1::<f32>().unwrap()[0]).exp();
+        let windows = Windows::new(ids.clone(), ids.len(), "test").unwrap();
+        let report = run(&teacher(name), None, None, &windows);
+        assert_eq!(report.tokens, ids.len() as u64 - 1);
+        assert!((report.model.perplexity / want - 1.0).abs() < 1e-5, "{} instead of {want}", report.model.perplexity);
+        assert!(report.model.kl.is_none() && report.teacher_perplexity.is_none() && report.controls.is_empty());
+    }
+}
+
+/// With every layer kept softmax, or a window as long as the text, nothing was replaced.
+#[test]
+fn students_that_lost_nothing_equal_their_teacher() {
+    let model = teacher("stories260K");
+    for student in [student(&model, Some(16), (0..5).collect()), student(&model, Some(64), vec![])] {
+        let report = run(&model, Some(&student), Some(&model), &some_windows());
+        assert!((report.ratio().unwrap() - 1.0).abs() < 1e-6, "{report:?}");
+        assert!(report.model.kl.unwrap().abs() < 1e-6 && report.model.top1.unwrap() > 0.999, "{report:?}");
+    }
+}
+
+#[test]
+fn controls_show_what_each_branch_does() {
+    let model = teacher("stories260K");
+    let untrained = student(&model, Some(16), vec![]);
+    let report = run(&model, Some(&untrained), Some(&model), &some_windows());
+    let names: Vec<&str> = report.controls.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["window only", "linear only", "bare window"]);
+    let perplexity = |i: usize| report.controls[i].score.perplexity;
+    assert_eq!(perplexity(0), perplexity(2), "nothing was trained: the bare window is the student's");
+    assert!(perplexity(1) > perplexity(0) && report.model.kl.unwrap() > 0.0);
+
+    let linear = student(&model, None, vec![]);
+    let report = run(&model, Some(&linear), Some(&model), &some_windows());
+    assert_eq!(report.controls.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["silent mixer"]);
+    // Every row of a report is there in its JSON, and comes back.
+    let json = serde_json::to_string(&report).unwrap();
+    for key in ["tokens", "perplexity", "teacher_perplexity", "kl", "top1", "sequence", "controls"] {
+        assert!(json.contains(&format!("\"{key}\"")), "{json}");
+    }
+    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+}
