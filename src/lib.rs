@@ -1,6 +1,6 @@
-//! subquad turns a pretrained softmax transformer into a linear-time one: it swaps attention for a mixer with a state of
-//! fixed size, distils each mixer against the attention that it replaces, recovers quality with low-rank updates, and
-//! writes a checkpoint.
+//! subquad turns a pretrained softmax transformer into a linear-time one: it swaps attention for a mixer with a state
+//! of fixed size, distils each mixer against the attention that it replaces, recovers quality with low-rank updates,
+//! and writes a checkpoint.
 //!
 //! # The way of a conversion
 //! A [`recipe`] says all of it; `plan` prices it from headers alone; [`run`] does it, and goes on where it was stopped.
@@ -40,8 +40,8 @@
 //! | `G` | key-value heads; `H / G` query heads share one | `D` | model width |
 //! | `C` | chunk | `S`, `z` | state `[F, V]` and normaliser `[F]` of a head |
 //!
-//! Tensors are token-major, `[B, T, H, K]`: a projection's output is used as it comes and nothing is transposed. Weights
-//! are `[out, in]`. Everything is computed in f32.
+//! Tensors are token-major, `[B, T, H, K]`: a projection's output is used as it comes and nothing is transposed.
+//! Weights are `[out, in]`. Everything is computed in f32.
 //!
 //! # A first program
 //! ```
