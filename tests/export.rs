@@ -309,6 +309,11 @@ fn the_card_tells_what_it_is() {
     let parent = teacher.path().parent().unwrap().file_name().unwrap().to_str().unwrap();
     case.student.conversion.teacher = format!("{parent}/{}", case.student.conversion.teacher);
     assert!(!card(&case, "relative").contains("base_model"));
+    case.student.conversion.teacher = "/home/jo/.cache/models--some-one--Llama-1.2/snapshots/0123".into();
+    assert!(card(&case, "cached").starts_with("---\nbase_model: some-one/Llama-1.2\n"));
+    case.student.conversion.teacher = "/home/jo/my-model".into();
+    let text = card(&case, "private");
+    assert!(text.contains("# `my-model` with linear attention") && !text.contains("/home"), "{text}");
     case.student.conversion.teacher = "a/b\nlicense: none".into();
     let text = card(&case, "hostile");
     assert!(!text.contains("base_model") && !text.contains("\nlicense: none"), "{text}");
@@ -543,6 +548,7 @@ fn another_description_is_noticed() {
     differs(with(&|c| c["subquad"]["softmax_layers"] = json!([])), "cannot be opened again");
     differs(with(&|c| c["hidden_size"] = json!(65)), "cannot be opened again");
     differs(with(&|c| c["model_type"] = json!("llama")), "cannot be opened again");
+    differs(with(&|c| drop(c.remove("subquad"))), "cannot be opened again");
     assert_eq!(with(&|_| ()).unwrap(), 0.0);
     fs::remove_file(to.join("model.safetensors")).unwrap();
     differs(parity(&to, &case), "cannot be opened again");

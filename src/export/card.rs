@@ -1,6 +1,7 @@
 //! README.md of a converted model: what it is, what was replaced, how well it does, and how to run it.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, shown};
 use crate::evaluate::report::{Report, Score};
@@ -14,11 +15,13 @@ pub(super) fn card(model: &Model, student: &Student, teacher: &Checkpoint, repor
         card.push('\n');
         card.push_str(&text);
     };
-    let name = shown(&student.conversion.teacher);
-    add(format!("# {} with linear attention\n", code(name.rsplit(['/', '\\', ':']).next().unwrap_or(&name))));
+    let teacher_name = &student.conversion.teacher;
+    // Of a path only the folder's name: the rest says nothing to a reader elsewhere.
+    let short = teacher_name.rsplit(['/', '\\', ':']).next().unwrap_or(teacher_name).to_string();
+    let name = code(&hub_id(teacher_name, teacher).unwrap_or(short));
+    add(format!("# {name} with linear attention\n"));
     add(format!(
-        "The pretrained model {} ({} parameters), converted by subquad {}. The recipe is [recipe.toml](recipe.toml).\n",
-        code(&name),
+        "The pretrained model {name} ({} parameters), converted by subquad {}. The recipe is [recipe.toml](recipe.toml).\n",
         model.spec.parameters(),
         env!("CARGO_PKG_VERSION")
     ));
@@ -45,15 +48,18 @@ that run softmax attention only, such as llama.cpp and vLLM. The `model_type` is
 it as something that it is not.
 ";
 
-/// The teacher's name as a Hub id, if that is what it is: what was found at that path is a folder.
-fn hub_id<'a>(name: &'a str, teacher: &Checkpoint) -> Option<&'a str> {
+/// The teacher's Hub id, where `name` is one, or a folder of the cache that Hub clients share.
+fn hub_id(name: &str, teacher: &Checkpoint) -> Option<String> {
     let allowed = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])
             && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
-    let (owner, rest) = name.split_once('/')?;
-    (allowed(owner) && allowed(rest) && !teacher.path().ends_with(name)).then_some(name)
+    let cached = Path::new(name).iter().find_map(|part| part.to_str()?.strip_prefix("models--")?.split_once("--"));
+    // What was found at that path is a folder, whatever it looks like.
+    let written = name.split_once('/').filter(|_| !teacher.path().ends_with(name));
+    let (owner, rest) = cached.or(written)?;
+    (allowed(owner) && allowed(rest)).then(|| format!("{owner}/{rest}"))
 }
 
 /// What the Hub reads: lines that are not known are left out.
@@ -139,7 +145,7 @@ fn evaluation(reports: &[Report]) -> Result<String> {
 
 fn write_report(text: &mut String, report: &Report) -> std::fmt::Result {
     let Report { tokens, sequence, .. } = report;
-    writeln!(text, "\n{}, {tokens} tokens in windows of {sequence}:\n", code(&shown(&report.text)))?;
+    writeln!(text, "\n{}, {tokens} tokens in windows of {sequence}:\n", code(&report.text))?;
     writeln!(text, "| model | perplexity | KL to the teacher | same top token |")?;
     writeln!(text, "| --- | ---: | ---: | ---: |")?;
     let row = |name: &str, score: &Score| {
@@ -162,5 +168,5 @@ fn write_report(text: &mut String, report: &Report) -> std::fmt::Result {
 
 /// Text that Markdown shows as it is.
 fn code(text: &str) -> String {
-    format!("`{}`", text.replace('`', "'"))
+    format!("`{}`", shown(text).replace('`', "'"))
 }

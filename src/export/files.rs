@@ -36,23 +36,37 @@ pub(super) fn is_exported(name: &str) -> bool {
     shard || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
 }
 
-/// Name and contents of every file that is taken over unchanged, and the files of a tokenizer that are not there.
-pub(super) fn copies(teacher: &Checkpoint) -> Result<(Vec<(String, Vec<u8>)>, Vec<&'static str>)> {
-    let files = teacher.files();
-    let mut copies = Vec::new();
-    let mut absent = Vec::new();
-    for name in TOKENIZER {
-        match files.read(name)? {
-            Some(bytes) => copies.push((name.to_string(), bytes.into_owned())),
-            None => absent.push(name),
+/// What a teacher has beside its weights and config.json.
+pub(super) struct Copies {
+    /// Name and contents of every file that is taken over unchanged.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// The files of a tokenizer that are not there.
+    pub absent: Vec<&'static str>,
+}
+
+impl Copies {
+    /// Reads them from the teacher's folder.
+    pub fn of(teacher: &Checkpoint) -> Result<Copies> {
+        let source = teacher.files();
+        let mut copies = Copies { files: Vec::new(), absent: Vec::new() };
+        for name in TOKENIZER {
+            match source.read(name)? {
+                Some(bytes) => copies.files.push((name.to_string(), bytes.into_owned())),
+                None => copies.absent.push(name),
+            }
         }
-    }
-    for name in files.names().into_iter().filter(|name| name == GENERATION || is_legal(name)) {
-        if let Some(bytes) = files.read(&name)? {
-            copies.push((name, bytes.into_owned()));
+        for name in source.names().into_iter().filter(|name| name == GENERATION || is_legal(name)) {
+            if let Some(bytes) = source.read(&name)? {
+                copies.files.push((name, bytes.into_owned()));
+            }
         }
+        Ok(copies)
     }
-    Ok((copies, absent))
+
+    /// Whether a file of that name is among them.
+    pub fn contains(&self, name: &str) -> bool {
+        self.files.iter().any(|(n, _)| n == name)
+    }
 }
 
 /// Names and sizes of the files in `folder`, sorted.

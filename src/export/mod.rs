@@ -19,6 +19,7 @@ use crate::evaluate::report::Report;
 use crate::model::{Model, Student};
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
+use files::Copies;
 use place::Place;
 
 pub use files::TOKENIZER;
@@ -74,10 +75,10 @@ pub fn export(
     progress: &mut dyn Progress,
 ) -> Result<Exported> {
     let tensors = tensors(model, student, teacher, options)?;
-    let (copies, absent) = files::copies(teacher)?;
+    let copies = Copies::of(teacher)?;
     let place = Place::prepare(to)?;
     let folder = place.folder();
-    for (name, bytes) in &copies {
+    for (name, bytes) in &copies.files {
         check_interrupt()?;
         write_atomically(&folder.join(name), bytes)?;
     }
@@ -88,7 +89,7 @@ pub fn export(
         main_dtype(&tensors[..model.spec.tensors().len()]),
     )?;
     write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
-    if !copies.iter().any(|(name, _)| name == config::GENERATION) {
+    if !copies.contains(config::GENERATION) {
         write_atomically(&folder.join(config::GENERATION), &config::text(&config::generation(&model.spec, &config))?)?;
     }
     write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
@@ -101,13 +102,13 @@ pub fn export(
     })?;
 
     let parity = compare(folder, model, student, progress)?;
-    let written = files::listing(folder)?;
+    let files = files::listing(folder)?;
     check_interrupt()?;
     Ok(Exported {
         folder: place.finish()?,
-        bytes: written.iter().map(|f| f.bytes).sum(),
-        files: written,
-        absent,
+        bytes: files.iter().map(|f| f.bytes).sum(),
+        files,
+        absent: copies.absent,
         largest_difference: parity.largest_difference,
         rounding: parity.rounding,
     })
