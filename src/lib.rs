@@ -25,7 +25,7 @@
 //! - [`arch`]: families of teachers; one file each and one line in [`arch::FAMILIES`]. [`model`]: the one decoder for
 //!   every [`arch::Spec`], with taps on each layer, sessions for generation, and adapters.
 //! - [`train`]: AdamW, schedules, the layer-by-layer backward pass, the loop.
-//! - [`stage`], [`evaluate`], `export`: what a conversion is made of.
+//! - [`stage`], [`evaluate`], [`export`]: what a conversion is made of.
 //! - [`recipe`]: TOML to typed data, all mistakes at once with their places, and the JSON Schema.
 //! - `plan`, [`run`], `cli`: what will be done, doing it, saying it.
 //!
