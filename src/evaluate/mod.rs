@@ -67,7 +67,7 @@ pub fn evaluate(
         let hidden: Vec<Tensor> = views.iter().map(|(_, v)| v.hidden(&ids, rows.len())).collect::<Result<_>>()?;
         let part = score(&views, &hidden, &targets)?;
         for (sum, part) in sums.iter_mut().zip(&part) {
-            *sum = sum.add(part);
+            *sum += part;
         }
         let note = format!("perplexity {:.3}", scored(&sums[usize::from(teacher.is_some())], false).perplexity);
         progress.advance((rows.end * sequence) as u64, &note);

@@ -28,8 +28,11 @@ pub struct Registration {
     pub paper: &'static str,
     pub options: &'static [OptionSpec],
     /// Builds the mixer of one layer.
-    pub build: fn(&Options, HeadSizes, Option<Window>) -> Result<Box<dyn Mixer>>,
+    pub build: Build,
 }
+
+/// Makes a mixer from its options, the heads' sizes and the window beside it.
+pub type Build = fn(&Options, HeadSizes, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
 pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION];

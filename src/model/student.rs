@@ -106,10 +106,10 @@ impl Student {
 
     /// Names, shapes and initial values of all mixer tensors, in the order of layers.
     pub fn new_tensors(&self) -> Vec<(String, Vec<usize>, mixer::Initial)> {
-        let of = |(layer, m): (usize, &Box<dyn Mixer>)| {
-            m.tensors().into_iter().map(move |t| (Self::tensor_name(layer, t.name), t.shape, t.initial))
+        let of = |layer: usize| {
+            self.mixer(layer).tensors().into_iter().map(move |t| (Self::tensor_name(layer, t.name), t.shape, t.initial))
         };
-        self.mixers.iter().enumerate().flat_map(of).collect()
+        (0..self.mixers.len()).flat_map(of).collect()
     }
 
     /// A layer's mixer tensors by their short names.

@@ -88,14 +88,12 @@ pub struct Sums {
     pub agree: u64,
 }
 
-impl Sums {
-    /// Both together.
-    pub fn add(mut self, other: &Sums) -> Sums {
+impl std::ops::AddAssign<&Sums> for Sums {
+    fn add_assign(&mut self, other: &Sums) {
         self.tokens += other.tokens;
         self.nll += other.nll;
         self.kl += other.kl;
         self.agree += other.agree;
-        self
     }
 }
 
@@ -137,7 +135,11 @@ pub fn compare(models: &[(&Tensor, &Tensor)], targets: &[u32]) -> Result<Vec<Sum
             all
         })
         .collect();
-    Ok((0..models.len()).map(|i| parts.iter().fold(Sums::default(), |sum, s| sum.add(&s[i]))).collect())
+    let mut sums = vec![Sums::default(); models.len()];
+    for part in parts {
+        sums.iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
+    }
+    Ok(sums)
 }
 
 /// Log-probabilities of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.

@@ -103,8 +103,8 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
             let xs = Slice::of(x)?;
             let mut y = Output::zeros(x.dims());
             y.data().par_chunks_mut(heads * width).zip(xs.par_chunks(heads * width)).for_each(|(y, x)| {
-                for h in 0..heads {
-                    (h * width..(h + 1) * width).for_each(|i| y[i] = gamma[h] * x[i]);
+                for ((y, x), gamma) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(&gamma) {
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = gamma * x);
                 }
             });
             y.tensor()

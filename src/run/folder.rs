@@ -32,7 +32,7 @@ impl RunFolder {
         fs::create_dir_all(path).map_err(Error::io(path, "make the folder"))?;
         let lock_path = path.join(LOCK);
         let lock = File::create(&lock_path).map_err(Error::io(&lock_path, "make the lock"))?;
-        if !FileExt::try_lock(&lock).is_ok() {
+        if FileExt::try_lock(&lock).is_err() {
             let hint = "wait for it, stop it, or choose another folder with `--out`";
             return Err(Error::run(path, "another process is running in this folder", hint));
         }

@@ -27,6 +27,15 @@ pub struct Pipeline<'a> {
     key: String,
 }
 
+/// One training stage, ready to run.
+struct TrainingStage<'a> {
+    name: &'a str,
+    key: String,
+    tokens: u64,
+    training: &'a Training,
+    groups: Vec<Group>,
+}
+
 /// `3-evaluate`
 pub fn stage_name(index: usize, stage: &StageRecipe) -> String {
     let kind = match stage {
@@ -73,7 +82,8 @@ impl<'a> Pipeline<'a> {
                 let model = self.model.clone();
                 let objective = AttentionTransfer { model: &model, output: s.loss.output, weights: s.loss.weights };
                 let groups = AttentionTransfer::trained(&self.student, s.training.optimizer.weight_decay);
-                self.train(&name, key, s.tokens, &s.training, groups, &objective, folder, progress)
+                let stage = TrainingStage { name: &name, key, tokens: s.tokens, training: &s.training, groups };
+                self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Lora(s) => {
                 let key = chain(&self.key, stage)?;
@@ -85,7 +95,8 @@ impl<'a> Pipeline<'a> {
                 let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
                 self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
                 let objective = Lora::new(&model, s.loss.labels, s.recompute, &groups);
-                self.train(&name, key, s.tokens, &s.training, groups, &objective, folder, progress)
+                let stage = TrainingStage { name: &name, key, tokens: s.tokens, training: &s.training, groups };
+                self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Merge => {
                 self.key = chain(&self.key, stage)?;
@@ -105,18 +116,14 @@ impl<'a> Pipeline<'a> {
         chain(&self.key, &(&self.recipe.export, &self.recipe.text, &self.reports, &self.inputs.teacher_name))
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn train(
         &mut self,
-        name: &str,
-        key: String,
-        tokens: u64,
-        training: &Training,
-        groups: Vec<Group>,
+        stage: TrainingStage,
         objective: &dyn Objective,
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<()> {
+        let TrainingStage { name, key, tokens, training, groups } = stage;
         let path = folder.stage(name)?;
         let result = path.join("student.safetensors");
         self.key = key;

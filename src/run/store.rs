@@ -1,7 +1,7 @@
 //! Training state and metrics on disk.
 
 use crate::checkpoint::{load_tensors, save_tensors, write_atomically};
-use crate::train::{Metric, Store};
+use crate::train::{Metric, Saved, Store};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ pub struct StageStore {
 }
 
 impl Store for StageStore {
-    fn load(&mut self) -> Result<Option<(BTreeMap<String, Tensor>, BTreeMap<String, String>)>> {
+    fn load(&mut self) -> Result<Option<Saved>> {
         if !self.state.exists() {
             return Ok(None);
         }

@@ -10,4 +10,4 @@ pub use adamw::{AdamW, Group};
 pub use backward::{Gradients, end_to_end, loss_only, non_finite_layer};
 pub use schedule::Scheduler;
 pub use settings::{Batch, Optimizer, Schedule, ScheduleKind};
-pub use trainer::{Metric, Objective, Store, Trainer, TrainingData};
+pub use trainer::{Metric, Objective, Saved, Store, Trainer, TrainingData};

@@ -49,10 +49,13 @@ pub struct Metric<'a> {
     pub tokens_per_second: f64,
 }
 
+/// Training state: tensors and words.
+pub type Saved = (BTreeMap<String, Tensor>, BTreeMap<String, String>);
+
 /// Where training state is kept; a file in the run folder, or nothing.
 pub trait Store {
     /// What an earlier run saved last: tensors and words.
-    fn load(&mut self) -> Result<Option<(BTreeMap<String, Tensor>, BTreeMap<String, String>)>>;
+    fn load(&mut self) -> Result<Option<Saved>>;
     /// Replaces it, whole.
     fn save(&mut self, tensors: BTreeMap<String, Tensor>, words: BTreeMap<String, String>) -> Result<()>;
     fn metric(&mut self, metric: &Metric) -> Result<()>;
