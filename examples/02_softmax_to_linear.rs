@@ -2,9 +2,9 @@
 //!
 //!     cargo run --release --example 02_softmax_to_linear
 //!
-//! Softmax attention compares every query with every key. If the weight e^(q.k) were a product phi(q).phi(k), the sum over
-//! keys could be kept in a matrix S of fixed size. Here is that recurrence in ten lines, the library's fast forms of it,
-//! and how far an untrained phi is from the teacher, layer by layer. Attention transfer exists to close that distance.
+//! Softmax attention compares every query with every key. If the weight e^(q.k) were a product phi(q).phi(k), the sum
+//! over keys could be kept in a matrix S of fixed size. Here is that recurrence in ten lines, the library's fast forms
+//! of it, and how far an untrained phi is from the teacher, layer by layer: what attention transfer has to close.
 
 use candle_core::Tensor;
 use subquad::arch::Spec;
@@ -76,8 +76,8 @@ fn main() -> Result<()> {
     })?;
     let sizes = model.head_sizes();
 
-    // 1. Three forms of one function. The plain recurrence above; `mix`, in chunks, for training and prompts; `step`, one
-    //    token at a time with a state, for generation.
+    // 1. Three forms of one function. The plain recurrence above; `mix`, in chunks, for training and prompts; `step`,
+    //    one token at a time with a state, for generation.
     let (heads, _) = &layers[0];
     let (mixer, bound) = hedgehog(sizes, None)?;
     let mixed = mixer.mix(heads, &bound, None, Branches::Both)?;
@@ -95,8 +95,8 @@ fn main() -> Result<()> {
     println!("  to the plain recurrence  {:.1e}", error(&head(&mixed)?, &plain)?);
     println!("  to token after token     {:.1e}\n", error(mixed.value(), &Tensor::cat(&steps, 1)?)?);
 
-    // 2. It is not the teacher's function yet: phi(x) = [softmax(x), softmax(-x)] is far too blunt, and it outweighs the 64
-    //    exact keys beside it. Those keys alone, the linear branch switched off, are near: every report has this control.
+    // 2. It is not the teacher's function yet: phi(x) = [softmax(x), softmax(-x)] is far too blunt, and outweighs the
+    //    64 exact keys beside it. Those alone, the linear branch switched off, are near: reports have this control.
     println!("Relative error of each layer's output against softmax attention, nothing trained");
     println!("  layer   linear   linear + window 64   window 64 alone");
     let (joint, joint_bound) = hedgehog(sizes, Some(64))?;

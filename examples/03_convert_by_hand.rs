@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     println!("student: {new} new parameters beside {}", spec.parameters());
     println!("  untrained: perplexity {:.3}\n", perplexity(View::student(&model, &student), &unseen)?);
 
-    // Stage 1. One pass of the teacher shows each layer its own inputs and the output to reach; no gradient crosses layers.
+    // Stage 1. One pass of the teacher shows each layer its inputs and the output to reach; no gradient crosses layers.
     println!("attention transfer");
     let groups = AttentionTransfer::trained(&student, 0.0);
     let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };

@@ -1,6 +1,6 @@
-//! subquad turns a pretrained softmax transformer into a linear-time one: it swaps attention for a mixer with a state of
-//! fixed size, distils each mixer against the attention that it replaces, recovers quality with low-rank updates, and
-//! writes a checkpoint.
+//! subquad turns a pretrained softmax transformer into a linear-time one: it swaps attention for a mixer with a state
+//! of fixed size, distils each mixer against the attention that it replaces, recovers quality with low-rank updates,
+//! and writes a checkpoint.
 //!
 //! # The way of a conversion
 //! A [`recipe`] says all of it; `plan` prices it from headers alone; [`run`] does it, and goes on where it was stopped.
@@ -25,7 +25,7 @@
 //! - [`arch`]: families of teachers; one file each and one line in [`arch::FAMILIES`]. [`model`]: the one decoder for
 //!   every [`arch::Spec`], with taps on each layer, sessions for generation, and adapters.
 //! - [`train`]: AdamW, schedules, the layer-by-layer backward pass, the loop.
-//! - [`stage`], [`evaluate`], `export`: what a conversion is made of.
+//! - [`stage`], [`evaluate`], [`export`]: what a conversion is made of.
 //! - [`recipe`]: TOML to typed data, all mistakes at once with their places, and the JSON Schema.
 //! - `plan`, [`run`], `cli`: what will be done, doing it, saying it.
 //!
@@ -40,8 +40,8 @@
 //! | `G` | key-value heads; `H / G` query heads share one | `D` | model width |
 //! | `C` | chunk | `S`, `z` | state `[F, V]` and normaliser `[F]` of a head |
 //!
-//! Tensors are token-major, `[B, T, H, K]`: a projection's output is used as it comes and nothing is transposed. Weights
-//! are `[out, in]`. Everything is computed in f32.
+//! Tensors are token-major, `[B, T, H, K]`: a projection's output is used as it comes and nothing is transposed.
+//! Weights are `[out, in]`. Everything is computed in f32.
 //!
 //! # A first program
 //! ```
