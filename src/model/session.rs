@@ -28,7 +28,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes in more tokens and returns the logits after the last one, [vocab].
+    /// Takes in more tokens and returns the logits after the last one, `[vocab]`.
     pub fn feed(&mut self, ids: &[u32]) -> Result<Tensor> {
         let mut last = None;
         for part in ids.chunks(PREFILL) {

@@ -52,9 +52,9 @@ impl Target {
 /// One block.
 #[derive(Clone)]
 pub struct Layer {
-    /// [D]
+    /// `[D]`
     pub attn_norm: Tensor,
-    /// [D]
+    /// `[D]`
     pub mlp_norm: Tensor,
     /// [out, in] in the order of [`Target::ALL`].
     weights: [Tensor; 7],
@@ -73,7 +73,7 @@ pub struct Model {
     /// [vocab, D]
     pub embed: Tensor,
     pub layers: Vec<Layer>,
-    /// [D]
+    /// `[D]`
     pub final_norm: Tensor,
     /// [vocab, D]; the embedding itself when tied.
     pub head: Tensor,

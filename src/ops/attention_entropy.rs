@@ -17,7 +17,7 @@ const TILE: usize = 64;
 const FLOOR: f32 = 1e-12;
 
 /// `q` [B, T, H, K], `k` [B, T, G, K] (teacher's, no gradient), features `a`, `b` [B, T, H, F], and `window`: its length
-/// and `factor` [H] with gamma = sigmoid(factor). `None`: features alone, over all keys.
+/// and `factor` `[H]` with gamma = sigmoid(factor). `None`: features alone, over all keys.
 pub fn attention_entropy(
     q: &Tensor,
     k: &Tensor,

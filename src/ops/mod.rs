@@ -1,7 +1,7 @@
 //! Operators with hand-written gradients: the only door to tensors' arithmetic.
 //!
 //! Each file holds one operator: its formula, shapes, forward and backward. The core operators of attention have the
-//! plain recurrence beside them in [`reference`], written in candle's differentiable operations; the shared suite in
+//! plain recurrence beside them in [`mod@reference`], written in candle's differentiable operations; the shared suite in
 //! `tests/operators.rs` compares the two. Shape letters are those of the crate's front page.
 
 pub mod adamw;

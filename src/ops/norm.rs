@@ -10,7 +10,7 @@ use rayon::prelude::*;
 /// Rows of one task.
 const ROWS: usize = 64;
 
-/// `x` [.., D], frozen `weight` [D] -> [.., D].
+/// `x` `[.., D]`, frozen `weight` `[D]` -> `[.., D]`.
 pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
     let d = weight.dims1()?;
     let eps = eps as f32;

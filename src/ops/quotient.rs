@@ -41,7 +41,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
     })
 }
 
-/// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `factor` [H].
+/// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `factor` `[H]`.
 pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) -> Result<Var> {
     let (batch, tokens, heads, width) = window.0.value().dims4()?;
     let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();
