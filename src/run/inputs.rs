@@ -19,6 +19,8 @@ pub struct Inputs {
     pub checkpoint: Checkpoint,
     pub teacher: Model,
     pub tokenizer: Tokenizer,
+    /// The teacher's `model_type`.
+    pub model_type: String,
     /// As an exported config.json names the teacher.
     pub teacher_name: String,
     pub windows: Windows,
@@ -53,7 +55,8 @@ impl Inputs {
         let teacher_key = identity::teacher(&checkpoint, &sample)?;
         let held = held_out.as_ref().map(Windows::len);
         let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;
-        Ok(Inputs { checkpoint, teacher, tokenizer, teacher_name, windows, held_out, key })
+        let model_type = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or_default().to_string();
+        Ok(Inputs { checkpoint, model_type, teacher, tokenizer, teacher_name, windows, held_out, key })
     }
 
     /// The windows of an evaluation text.

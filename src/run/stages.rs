@@ -59,7 +59,7 @@ impl<'a> Pipeline<'a> {
         }
         let conversion = Conversion {
             format: FORMAT,
-            teacher_model_type: spec.family.to_string(),
+            teacher_model_type: inputs.model_type.clone(),
             teacher: inputs.teacher_name.clone(),
             mixer: recipe.student.mixer.clone(),
             options: recipe.student.options.clone(),

@@ -6,7 +6,7 @@ mod schedule;
 mod settings;
 mod trainer;
 
-pub use adamw::{AdamW, Group};
+pub use adamw::{AdamW, Failure, Group};
 pub use backward::{Gradients, end_to_end, loss_only, non_finite_layer};
 pub use schedule::Scheduler;
 pub use settings::{Batch, Optimizer, Schedule, ScheduleKind};
