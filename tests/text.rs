@@ -399,3 +399,12 @@ fn every_place_is_equally_likely() {
     // 1000 expected, standard deviation 28.
     assert!(counts.iter().flatten().all(|count| (860..1140).contains(count)), "{counts:?}");
 }
+
+#[test]
+fn spread_windows_come_from_all_over_the_text() {
+    let windows = Windows::new((0..100).collect(), 10, "test").unwrap();
+    let spread = windows.spread(45);
+    let firsts: Vec<u32> = (0..spread.len()).map(|i| spread.get(i)[0]).collect();
+    assert_eq!(firsts, [0, 20, 50, 70]);
+    assert_eq!((windows.spread(1).len(), windows.spread(u64::MAX).len()), (1, 10));
+}

@@ -114,13 +114,23 @@ fn evaluate(t: &mut Table, training_sequence: Option<usize>) -> Evaluate {
         "\"builtin:books-valid\"",
         "A text that no stage trains on: a .txt or .jsonl file or a folder of them, or `builtin:NAME`.",
     );
-    let tokens = t.maybe("tokens", TOKENS, "How much of the text, from its start. Absent: all of it.");
+    let tokens = t.maybe(
+        "tokens",
+        TOKENS,
+        "How much of the text, from its start or, with `spread`, from all over it. Absent: all of it.",
+    );
     let sequence = t.maybe(
         "sequence",
         Integer { min: 2, max: LONGEST },
         "Tokens of one window; each predicts all but its first token. Absent: as in training.",
     );
     let sequence = sequence.map(|sequence| sequence as usize);
+    let spread = t.optional(
+        "spread",
+        Flag,
+        false,
+        "Whether `tokens` are windows at even distances through the whole text: a short evaluation of a long text.",
+    );
     if t.mistakes() == before
         && let (Some(tokens), Some(window)) = (tokens, sequence.or(training_sequence))
         && tokens < window as u64
@@ -128,7 +138,7 @@ fn evaluate(t: &mut Table, training_sequence: Option<usize>) -> Evaluate {
         let what = format!("`{}.tokens` is {tokens}, less than one window of {window} tokens", t.path());
         t.wrong_at("tokens", what, format!("at least {window}"));
     }
-    Evaluate { text, tokens, sequence }
+    Evaluate { text, tokens, sequence, spread }
 }
 
 fn budget(t: &mut Table) -> u64 {

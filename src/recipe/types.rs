@@ -171,6 +171,8 @@ pub struct Evaluate {
     pub tokens: Option<u64>,
     /// Tokens of one window; `None`: as in training.
     pub sequence: Option<usize>,
+    /// Whether `tokens` are windows from all over the text rather than its beginning.
+    pub spread: bool,
 }
 
 /// What every stage that trains has.

@@ -5,7 +5,7 @@ use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::model::Model;
 use crate::progress::{Progress, Unit};
-use crate::recipe::{Recipe, StageRecipe};
+use crate::recipe::{Evaluate, Recipe, StageRecipe};
 use crate::text::{Tokenizer, Windows, documents, tokenize};
 use crate::train::ScheduleKind;
 use crate::{Error, Result};
@@ -59,18 +59,22 @@ impl Inputs {
         Ok(Inputs { checkpoint, model_type, teacher, tokenizer, teacher_name, windows, held_out, key })
     }
 
-    /// The windows of an evaluation text.
+    /// The windows of an evaluation stage's text.
     pub fn evaluation_text(
         &self,
-        name: &str,
+        stage: &Evaluate,
         base: Option<&Path>,
-        tokens: Option<u64>,
         sequence: usize,
         progress: &mut dyn Progress,
     ) -> Result<Windows> {
+        let name = &stage.text;
         let documents = documents(&Location::resolve(name, base)?)?;
-        let limit = tokens.map(|t| usize::try_from(t).unwrap_or(usize::MAX));
-        Windows::new(tokenized(&documents, &self.tokenizer, limit, name, progress)?, sequence, name)
+        let first = stage.tokens.filter(|_| !stage.spread).map(|t| usize::try_from(t).unwrap_or(usize::MAX));
+        let windows = Windows::new(tokenized(&documents, &self.tokenizer, first, name, progress)?, sequence, name)?;
+        Ok(match stage.tokens {
+            Some(tokens) if stage.spread => windows.spread(tokens),
+            _ => windows,
+        })
     }
 }
 

@@ -168,7 +168,7 @@ impl<'a> Pipeline<'a> {
     ) -> Result<()> {
         let sequence = stage.sequence.unwrap_or(self.recipe.data.sequence);
         let base = self.recipe.base.as_deref();
-        let windows = self.inputs.evaluation_text(&stage.text, base, stage.tokens, sequence, progress)?;
+        let windows = self.inputs.evaluation_text(stage, base, sequence, progress)?;
         let digest = super::identity::chain("", &(0..windows.len()).map(|i| windows.get(i)).collect::<Vec<_>>())?;
         let key = chain(&self.key, &(&stage.text, digest, sequence))?;
         let path = folder.stage(name)?.join("report.json");

@@ -46,6 +46,14 @@ impl Windows {
         &self.ids[i * self.sequence..][..self.sequence]
     }
 
+    /// About `tokens` tokens of the text: the windows at even distances from its start to its end, in order.
+    pub fn spread(&self, tokens: u64) -> Windows {
+        let all = self.len();
+        let kept = usize::try_from(tokens / self.sequence as u64).unwrap_or(all).clamp(1, all);
+        let ids = (0..kept).flat_map(|i| self.get(i * all / kept).iter().copied()).collect();
+        Windows { ids, sequence: self.sequence }
+    }
+
     /// The `batch` windows of step `step` (counted from 0), one after the other: `[B, T]`.
     ///
     /// Epochs follow each other without a gap (a batch may lie across two), each is a permutation of all windows, and
