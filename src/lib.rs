@@ -70,12 +70,14 @@
 
 pub mod arch;
 pub mod checkpoint;
+pub mod cli;
 pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod mixer;
 pub mod model;
 pub mod ops;
+pub mod plan;
 pub mod progress;
 pub mod recipe;
 pub mod run;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use subquad::checkpoint::{Checkpoint, Location, load_tensors};
+use subquad::plan::{Machine, Plan};
 use subquad::progress::{Progress, Unit};
 use subquad::recipe::Recipe;
 use subquad::run::convert;
@@ -62,7 +63,9 @@ fn recipe(sets: &[&str]) -> Recipe {
 
 fn run(folder: &Path, sets: &[&str]) -> Listener {
     let mut listener = Listener::default();
-    let summary = convert(&recipe(sets), Some(folder), false, &mut listener).unwrap();
+    let recipe = recipe(sets);
+    let plan = Plan::new(&recipe, folder, Machine::measure().unwrap()).unwrap();
+    let summary = convert(&recipe, &plan, false, &mut listener).unwrap();
     assert_eq!(summary.reports.len(), 1);
     assert!(summary.reports[0].ratio().unwrap() < 2.0, "{:?}", summary.reports);
     listener
@@ -90,6 +93,7 @@ fn a_run_leaves_what_it_promises_and_a_second_one_does_nothing_twice() {
     run(&folder, &[]);
     for file in [
         "recipe.toml",
+        "plan.json",
         "ledger.jsonl",
         "metrics.jsonl",
         "1-attention-transfer/student.safetensors",

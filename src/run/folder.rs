@@ -2,6 +2,7 @@
 
 use super::ledger::Ledger;
 use crate::checkpoint::write_atomically;
+use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
 use fs4::FileExt;
@@ -54,13 +55,15 @@ impl RunFolder {
         &self.path
     }
 
-    /// The recipe, verbatim, and the overrides that were applied to it as comments below.
-    pub fn write_recipe(&self, recipe: &Recipe) -> Result<()> {
+    /// The recipe, verbatim, with the overrides that were applied to it as comments below, and the plan.
+    pub fn write_description(&self, recipe: &Recipe, plan: &Plan) -> Result<()> {
         let mut text = recipe.text.clone();
         for set in &recipe.sets {
             text.push_str(&format!("\n# --set {set}"));
         }
-        write_atomically(&self.path.join("recipe.toml"), text.as_bytes())
+        write_atomically(&self.path.join("recipe.toml"), text.as_bytes())?;
+        let plan = serde_json::to_vec_pretty(plan).map_err(|e| Error::Internal(e.to_string()))?;
+        write_atomically(&self.path.join("plan.json"), &plan)
     }
 
     /// The folder of a stage, made when missing.

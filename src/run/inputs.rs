@@ -7,7 +7,6 @@ use crate::model::Model;
 use crate::progress::{Progress, Unit};
 use crate::recipe::{Evaluate, Recipe, StageRecipe};
 use crate::text::{Tokenizer, Windows, documents, tokenize};
-use crate::train::ScheduleKind;
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -96,12 +95,8 @@ fn tokenized(
 /// Training windows, and the held-out ones where a schedule wants them.
 fn split(ids: Vec<u32>, recipe: &Recipe) -> Result<(Windows, Option<Windows>)> {
     let (sequence, name) = (recipe.data.sequence, recipe.data.source.as_str());
-    let plateau = |s: &StageRecipe| match s {
-        StageRecipe::AttentionTransfer(s) => matches!(s.training.schedule.kind, ScheduleKind::Plateau { .. }),
-        StageRecipe::Lora(s) => matches!(s.training.schedule.kind, ScheduleKind::Plateau { .. }),
-        _ => false,
-    };
-    if !recipe.stages.iter().any(plateau) {
+    let needed = |s: &StageRecipe| s.training().is_some_and(|(_, training)| training.schedule.needs_held_out());
+    if !recipe.stages.iter().any(needed) {
         return Ok((Windows::new(ids, sequence, name)?, None));
     }
     let all = ids.len() / sequence;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! recipe.toml       the recipe, verbatim
+//! plan.json         what was to be done, with memory, disk and time
 //! ledger.jsonl      what was finished, with the key of everything that it depended on
 //! metrics.jsonl     one line per optimiser step
 //! 1-KIND/           one folder per stage: state.safetensors while it trains, student.safetensors when it is done,
@@ -18,6 +19,7 @@ mod store;
 
 use crate::evaluate::Report;
 use crate::export::{ExportOptions, export};
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
@@ -25,7 +27,7 @@ use folder::RunFolder;
 use inputs::Inputs;
 use ledger::Entry;
 use stages::Pipeline;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a conversion left behind.
 #[derive(Debug)]
@@ -38,24 +40,19 @@ pub struct Summary {
     pub reports: Vec<Report>,
 }
 
-/// The run folder of a recipe when none is named: `runs/NAME` in the working directory.
-pub fn default_folder(recipe: &Recipe) -> PathBuf {
-    let stem = Path::new(&recipe.name).file_stem().unwrap_or_default();
-    Path::new("runs").join(if stem.is_empty() { "recipe".as_ref() } else { stem })
-}
-
-/// Runs all stages of the recipe and exports the model. A folder that an earlier run of the same recipe left is
-/// continued: finished stages whose inputs are unchanged are not done twice. `fresh` starts from nothing.
-pub fn convert(recipe: &Recipe, out: Option<&Path>, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
+/// Runs all stages of the recipe as `plan`, made from it, says, and exports the model. A folder that an earlier run of
+/// the same recipe left is continued: finished stages whose inputs are unchanged are not done twice. `fresh` starts from
+/// nothing.
+pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
     let inputs = Inputs::open(recipe, progress)?;
-    let mut folder = RunFolder::open(&out.map_or_else(|| default_folder(recipe), Path::to_path_buf), fresh)?;
-    folder.write_recipe(recipe)?;
-    let mut conversion = Pipeline::new(recipe, &inputs)?;
+    let mut folder = RunFolder::open(&plan.folder, fresh)?;
+    folder.write_description(recipe, plan)?;
+    let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
     for index in 0..recipe.stages.len() {
         conversion.stage(index, &mut folder, progress)?;
     }
     conversion.merge()?;
-    let model = folder.path().join("model");
+    let model = plan.export.folder.clone();
     let key = conversion.export_key()?;
     if folder.ledger.finished("export", &key).is_some() && model.join("config.json").exists() {
         progress.say(&format!("{}: unchanged", model.display()));

@@ -9,6 +9,7 @@ use crate::arch::FORMAT;
 use crate::evaluate::{EvaluationText, Report, evaluate};
 use crate::mixer::Window;
 use crate::model::{Adapter, Conversion, Model, Student};
+use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
 use crate::recipe::{Evaluate, Recipe, StageRecipe, Training};
 use crate::stage::{AttentionTransfer, Lora};
@@ -18,6 +19,7 @@ use crate::{Error, Result};
 /// The state that stages hand on.
 pub struct Pipeline<'a> {
     recipe: &'a Recipe,
+    plan: &'a Plan,
     inputs: &'a Inputs,
     /// The student's frozen weights: the teacher's, until an adapter is merged into them.
     pub model: Model,
@@ -31,32 +33,14 @@ pub struct Pipeline<'a> {
 struct TrainingStage<'a> {
     name: &'a str,
     key: String,
-    tokens: u64,
+    steps: u64,
     training: &'a Training,
     groups: Vec<Group>,
 }
 
-/// `3-evaluate`
-pub fn stage_name(index: usize, stage: &StageRecipe) -> String {
-    let kind = match stage {
-        StageRecipe::AttentionTransfer(_) => "attention-transfer",
-        StageRecipe::Lora(_) => "lora",
-        StageRecipe::Merge => "merge",
-        StageRecipe::Evaluate(_) => "evaluate",
-    };
-    format!("{}-{kind}", index + 1)
-}
-
 impl<'a> Pipeline<'a> {
-    pub fn new(recipe: &'a Recipe, inputs: &'a Inputs) -> Result<Self> {
+    pub fn new(recipe: &'a Recipe, plan: &'a Plan, inputs: &'a Inputs) -> Result<Self> {
         let spec = &inputs.teacher.spec;
-        if let Some(layer) = recipe.student.keep_softmax.largest().filter(|l| *l >= spec.layers) {
-            return Err(recipe.mistake(
-                "student.keep_softmax",
-                format!("there is no layer {layer}: the teacher has layers 0 to {}", spec.layers - 1),
-                "name layers that it has",
-            ));
-        }
         let conversion = Conversion {
             format: FORMAT,
             teacher_model_type: inputs.model_type.clone(),
@@ -64,25 +48,25 @@ impl<'a> Pipeline<'a> {
             mixer: recipe.student.mixer.clone(),
             options: recipe.student.options.clone(),
             window: recipe.student.window.map(|w| Window { size: w.size, combine: w.combine }),
-            softmax_layers: recipe.student.keep_softmax.of(spec.layers),
+            softmax_layers: plan.student.softmax.clone(),
         };
         let student = Student::new(conversion, spec, recipe.seed)?;
         let described = Conversion { teacher: String::new(), ..student.conversion.clone() };
         let key = chain(&inputs.key, &described)?;
-        Ok(Pipeline { recipe, inputs, model: inputs.teacher.clone(), student, reports: vec![], key })
+        Ok(Pipeline { recipe, plan, inputs, model: inputs.teacher.clone(), student, reports: vec![], key })
     }
 
     /// Runs a stage, or takes its result from an earlier run.
     pub fn stage(&mut self, index: usize, folder: &mut RunFolder, progress: &mut dyn Progress) -> Result<()> {
         let stage = &self.recipe.stages[index];
-        let name = stage_name(index, stage);
+        let StagePlan { folder: name, steps, .. } = &self.plan.stages[index];
         match stage {
             StageRecipe::AttentionTransfer(s) => {
                 let key = chain(&self.key, stage)?;
                 let model = self.model.clone();
                 let objective = AttentionTransfer { model: &model, output: s.loss.output, weights: s.loss.weights };
                 let groups = AttentionTransfer::trained(&self.student, s.training.optimizer.weight_decay);
-                let stage = TrainingStage { name: &name, key, tokens: s.tokens, training: &s.training, groups };
+                let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups };
                 self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Lora(s) => {
@@ -95,14 +79,14 @@ impl<'a> Pipeline<'a> {
                 let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
                 self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
                 let objective = Lora::new(&model, s.loss.labels, s.recompute, &groups);
-                let stage = TrainingStage { name: &name, key, tokens: s.tokens, training: &s.training, groups };
+                let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups };
                 self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Merge => {
                 self.key = chain(&self.key, stage)?;
                 self.merge()
             }
-            StageRecipe::Evaluate(s) => self.evaluate(&name, s, folder, progress),
+            StageRecipe::Evaluate(s) => self.evaluate(name, s, folder, progress),
         }
     }
 
@@ -123,7 +107,7 @@ impl<'a> Pipeline<'a> {
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let TrainingStage { name, key, tokens, training, groups } = stage;
+        let TrainingStage { name, key, steps, training, groups } = stage;
         let path = folder.stage(name)?;
         let result = path.join("student.safetensors");
         self.key = key;
@@ -136,7 +120,6 @@ impl<'a> Pipeline<'a> {
         }
         let started = std::time::Instant::now();
         let windows = &self.inputs.windows;
-        let steps = tokens.div_ceil(training.batch.step_tokens(windows.sequence())).max(1);
         let state = path.join("state.safetensors");
         let mut store =
             StageStore { state: state.clone(), metrics: folder.metrics(), stage: name.into(), key: self.key.clone() };

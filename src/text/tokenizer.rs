@@ -67,6 +67,20 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Ids of a text that begins a session, with the special tokens that the model expects before one. What it expects
+    /// after one is left out: the text is to go on.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| {
+            let hint = "check that it belongs to this model";
+            Error::tokenizer(&self.path, format!("cannot encode a text: {error}"), hint)
+        })?;
+        let (mut ids, special) = (encoding.get_ids().to_vec(), encoding.get_special_tokens_mask());
+        while ids.len() > 1 && ids.last().copied() == self.eos && special.get(ids.len() - 1) == Some(&1) {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
     /// Text of ids; special tokens and ids that are no token are left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|error| {

@@ -45,7 +45,19 @@ pub struct Batch {
     pub accumulate: usize,
 }
 
+impl Schedule {
+    /// Whether it evaluates on windows that are not trained on.
+    pub fn needs_held_out(&self) -> bool {
+        matches!(self.kind, ScheduleKind::Plateau { .. })
+    }
+}
+
 impl Batch {
+    /// Optimiser steps that see at least `tokens` tokens; one at the least.
+    pub fn steps(&self, tokens: u64, sequence: usize) -> u64 {
+        tokens.div_ceil(self.step_tokens(sequence).max(1)).max(1)
+    }
+
     /// Tokens of one optimiser step.
     pub fn step_tokens(&self, sequence: usize) -> u64 {
         (self.size as u64).saturating_mul(self.accumulate as u64).saturating_mul(sequence as u64)

@@ -3,7 +3,7 @@
 use super::adamw::{AdamW, Failure, Group};
 use super::backward::Gradients;
 use super::schedule::{Memory, Scheduler};
-use super::settings::{Batch, Optimizer, Schedule, ScheduleKind};
+use super::settings::{Batch, Optimizer, Schedule};
 use crate::model::Student;
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::text::Windows;
@@ -233,10 +233,5 @@ impl Trainer<'_> {
         tensors.extend(now.best.iter().flatten().map(|(n, t)| (format!("best.{n}"), t.clone())));
         let memory = serde_json::to_string(&now.scheduler.memory).map_err(|e| Error::Internal(e.to_string()))?;
         store.save(tensors, BTreeMap::from([("step".into(), now.step.to_string()), ("schedule".into(), memory)]))
-    }
-
-    /// Whether this schedule needs held-out windows.
-    pub fn needs_held_out(&self) -> bool {
-        matches!(self.schedule.kind, ScheduleKind::Plateau { .. })
     }
 }

@@ -1,0 +1,214 @@
+//! `subquad inspect`
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::format::{self, Align, table};
+use super::opened::Opened;
+use super::printer::Printer;
+use crate::arch;
+use crate::checkpoint::CONFIG;
+use crate::mixer::{self, Combine, HeadSizes, Options};
+use crate::model::{Conversion, Student};
+use crate::{Error, Result};
+
+/// Show architecture, sizes, and the mixers of a converted model, from its headers alone
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// A folder, a run, or builtin:NAME
+    model: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Inspection {
+    model: String,
+    family: &'static str,
+    /// Without the mixers'.
+    parameters: usize,
+    vocab: usize,
+    width: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_width: usize,
+    ffn: usize,
+    context: usize,
+    rope_theta: f64,
+    norm_eps: f64,
+    tied: bool,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    /// Of all tensors.
+    bytes: u64,
+    tensors: usize,
+    dtypes: BTreeMap<String, Amount>,
+    files: BTreeMap<String, Amount>,
+    /// Of a converted model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conversion: Option<Converted>,
+}
+
+#[derive(Default, Serialize)]
+struct Amount {
+    tensors: usize,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Converted {
+    #[serde(flatten)]
+    conversion: Conversion,
+    /// Layers whose attention was replaced.
+    replaced_layers: Vec<usize>,
+    mixer_parameters: usize,
+    /// Bytes of state per sequence once the context is full, and of the teacher's keys and values in the same numbers.
+    state_bytes: usize,
+    teacher_state_bytes: usize,
+}
+
+impl Args {
+    pub fn run(&self, printer: &Printer) -> Result<()> {
+        let inspection = Inspection::of(&Opened::open(&self.model, None)?)?;
+        if self.json { printer.json(&inspection) } else { printer.data(inspection.rendered()) }
+    }
+}
+
+impl Inspection {
+    fn of(opened: &Opened) -> Result<Inspection> {
+        let Opened { checkpoint, spec } = opened;
+        let (mut dtypes, mut files) = (BTreeMap::<String, Amount>::new(), BTreeMap::<String, Amount>::new());
+        for tensor in checkpoint.tensors() {
+            let dtype = format!("{:?}", tensor.dtype).to_lowercase();
+            for amount in [dtypes.entry(dtype).or_default(), files.entry(tensor.file.clone()).or_default()] {
+                amount.tensors += 1;
+                amount.bytes += tensor.bytes as u64;
+            }
+        }
+        Ok(Inspection {
+            model: checkpoint.path().display().to_string(),
+            family: spec.family,
+            parameters: spec.parameters(),
+            vocab: spec.vocab,
+            width: spec.width,
+            layers: spec.layers,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_width: spec.head_width,
+            ffn: spec.ffn,
+            context: spec.context,
+            rope_theta: spec.rope.theta,
+            norm_eps: spec.norm_eps,
+            tied: spec.tied,
+            bos: spec.bos,
+            eos: spec.eos.clone(),
+            bytes: checkpoint.total_bytes(),
+            tensors: checkpoint.tensors().len(),
+            dtypes,
+            files,
+            conversion: Converted::of(opened)?,
+        })
+    }
+
+    fn rendered(&self) -> String {
+        let rope = format!("theta {}", self.rope_theta);
+        let tied = if self.tied { ", tied head" } else { "" };
+        let parameters = format::count(self.parameters as u64);
+        let mut lines = vec![
+            ("model", self.model.clone()),
+            ("family", self.family.to_string()),
+            ("parameters", format!("{parameters} in {} tensors, {}", self.tensors, format::bytes(self.bytes))),
+            ("layers", self.layers.to_string()),
+            ("width", self.width.to_string()),
+            ("heads", format!("{} on {} key-value heads, width {}", self.heads, self.kv_heads, self.head_width)),
+            ("mlp", self.ffn.to_string()),
+            ("vocabulary", format!("{}{tied}", format::count(self.vocab as u64))),
+            ("context", format::count(self.context as u64)),
+            ("rope", rope),
+        ];
+        let amount = |(name, amount): (&String, &Amount)| format!("{name} {}", format::bytes(amount.bytes));
+        lines.push(("types", self.dtypes.iter().map(amount).collect::<Vec<_>>().join(", ")));
+        let files = match self.files.len() {
+            0..=4 => self.files.iter().map(amount).collect::<Vec<_>>().join(", "),
+            n => format!("{n} shards"),
+        };
+        lines.push(("files", files));
+        if let Some(converted) = &self.conversion {
+            lines.extend(converted.rendered());
+        }
+        let rows: Vec<Vec<String>> = lines.into_iter().map(|(name, value)| vec![name.to_string(), value]).collect();
+        table(&[Align::Left, Align::Left], &rows)
+    }
+}
+
+impl Converted {
+    fn of(Opened { checkpoint, spec }: &Opened) -> Result<Option<Converted>> {
+        let path = checkpoint.files().place(CONFIG);
+        let Some(block) = arch::conversion(checkpoint.config(), &path)? else { return Ok(None) };
+        let broken = |what: String| {
+            Error::config(&path, format!("the block `subquad` cannot be read: {what}"), "export the model again")
+        };
+        let conversion: Conversion =
+            serde_json::from_value(block.clone().into()).map_err(|error| broken(error.to_string()))?;
+        let registration = mixer::find(&conversion.mixer)
+            .ok_or_else(|| broken(format!("the mixer `{}` is not known", conversion.mixer)))?;
+        let sizes = HeadSizes { heads: spec.heads, kv_heads: spec.kv_heads, width: spec.head_width };
+        let options = Options::new(registration.options, &conversion.options).map_err(|e| broken(e.to_string()))?;
+        let mixer =
+            (registration.build)(&options, sizes, conversion.window).map_err(|error| broken(error.to_string()))?;
+        let replaced_layers: Vec<usize> =
+            (0..spec.layers).filter(|layer| !conversion.softmax_layers.contains(layer)).collect();
+        let added: Vec<String> = replaced_layers
+            .iter()
+            .flat_map(|&layer| mixer.tensors().into_iter().map(move |t| Student::tensor_name(layer, t.name)))
+            .collect();
+        if let Some(name) = added.iter().find(|name| checkpoint.info(name).is_none()) {
+            return Err(checkpoint.missing(name, |_| true));
+        }
+        let per_layer: usize = mixer.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
+        let softmax = mixer::Softmax::new(sizes);
+        let kept = spec.layers - replaced_layers.len();
+        let keys_and_values = mixer::Mixer::state_bytes(&softmax, spec.context);
+        Ok(Some(Converted {
+            mixer_parameters: per_layer * replaced_layers.len(),
+            state_bytes: mixer.state_bytes(spec.context) * replaced_layers.len() + keys_and_values * kept,
+            teacher_state_bytes: keys_and_values * spec.layers,
+            conversion,
+            replaced_layers,
+        }))
+    }
+
+    fn rendered(&self) -> Vec<(&'static str, String)> {
+        let Converted { conversion, replaced_layers, .. } = self;
+        let window = conversion.window.map_or(String::new(), |window| {
+            let combine = match window.combine {
+                Combine::Joint => "joint",
+            };
+            format!(", window {} ({combine})", window.size)
+        });
+        let options: String = conversion
+            .options
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| format!(", {name} {}", value.as_str().map_or(value.to_string(), String::from)))
+            .collect();
+        let mut lines = vec![
+            ("converted", format!("from {}", conversion.teacher)),
+            ("mixer", format!("{}{window}{options}", conversion.mixer)),
+            ("replaced", format!("layers {}", format::ranges(replaced_layers))),
+        ];
+        if !conversion.softmax_layers.is_empty() {
+            let mut kept = conversion.softmax_layers.clone();
+            kept.sort_unstable();
+            lines.push(("softmax", format!("layers {}", format::ranges(&kept))));
+        }
+        lines.push(("added", format!("{} parameters", format::count(self.mixer_parameters as u64))));
+        let state = [self.state_bytes, self.teacher_state_bytes].map(|n| format::bytes(n as u64));
+        lines.push(("state", format!("{} per sequence at full context; softmax: {}", state[0], state[1])));
+        lines
+    }
+}

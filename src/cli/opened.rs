@@ -1,0 +1,60 @@
+//! A model as commands open it: headers first, weights when all else is known to be right.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::arch::Spec;
+use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::model::{Model, Student, View};
+use crate::text::Tokenizer;
+
+/// A checkpoint and what its headers say.
+pub(super) struct Opened {
+    pub checkpoint: Checkpoint,
+    pub spec: Spec,
+}
+
+/// A model in memory: the weights, and the student that a converted model is.
+pub(super) struct Loaded {
+    pub model: Model,
+    pub student: Option<Student>,
+}
+
+impl Opened {
+    /// Opens a model by its headers. `text` is a folder, `builtin:NAME`, or a run folder with a finished model in it.
+    pub fn open(text: &str, base: Option<&Path>) -> Result<Opened> {
+        let checkpoint = Checkpoint::open(&inside_run(Location::resolve(text, base)?))?;
+        let spec = Spec::of(&checkpoint)?;
+        tracing::debug!(model = %checkpoint.path().display(), family = spec.family, "opened");
+        Ok(Opened { checkpoint, spec })
+    }
+
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::open(self.checkpoint.files(), self.spec.vocab, self.spec.eos.first().copied())
+    }
+
+    /// Reads all weights.
+    pub fn load(&self) -> Result<Loaded> {
+        let student = Student::load(&self.checkpoint, &self.spec)?;
+        Ok(Loaded { model: Model::load(&self.checkpoint, &self.spec)?, student })
+    }
+}
+
+impl Loaded {
+    pub fn view(&self) -> View<'_> {
+        match &self.student {
+            Some(student) => View::student(&self.model, student),
+            None => View::teacher(&self.model),
+        }
+    }
+}
+
+/// Who names a run means the model that it made.
+fn inside_run(location: Location) -> Location {
+    match location {
+        Location::Path(run) if !run.join(CONFIG).exists() && run.join("model").join(CONFIG).exists() => {
+            Location::Path(run.join("model"))
+        }
+        other => other,
+    }
+}

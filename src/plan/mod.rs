@@ -1,0 +1,291 @@
+//! What a recipe would do, before it is done: tensors, memory, disk, operations, time. Nothing is read but headers, and
+//! nothing is written. What cannot work is refused here.
+
+mod cost;
+mod machine;
+mod student;
+mod texts;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use serde::Serialize;
+
+use crate::Result;
+use crate::arch::{self, Spec};
+use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::recipe::{Recipe, StageRecipe};
+use crate::text::Tokenizer;
+use cost::{Cost, Costs};
+pub use machine::Machine;
+pub use student::{NewTensor, StudentPlan};
+
+/// Share of [`Machine::speed`] that training reaches: what lies between the products costs time and does not count as
+/// operations. Measured on 2 cores with books-llama-7m.
+const TRAINING_EFFICIENCY: f64 = 0.6;
+/// The same of evaluation, where the loss over the vocabulary is most of that.
+const EVALUATION_EFFICIENCY: f64 = 0.4;
+/// Bytes per second to and from a disk, hashing and conversion included; a slow one.
+const DISK_SPEED: f64 = 200e6;
+/// Tokens that an evaluation runs at once.
+const EVALUATION_BATCH: usize = 4096;
+
+/// Everything that `convert` would do with a recipe on this machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub recipe: String,
+    /// The run folder.
+    pub folder: PathBuf,
+    pub teacher: TeacherPlan,
+    pub student: StudentPlan,
+    pub stages: Vec<StagePlan>,
+    pub export: ExportPlan,
+    pub totals: Totals,
+    pub machine: Machine,
+    /// What goes on, and that people should know.
+    pub notes: Vec<String>,
+}
+
+/// The model that is converted.
+#[derive(Debug, Clone, Serialize)]
+pub struct TeacherPlan {
+    pub model: PathBuf,
+    pub family: &'static str,
+    pub parameters: usize,
+    /// In its files.
+    pub bytes: u64,
+    pub layers: usize,
+    pub context: usize,
+}
+
+/// One stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct StagePlan {
+    pub kind: &'static str,
+    /// Its folder in the run folder, `1-attention-transfer`.
+    pub folder: String,
+    /// Trained on, or predicted; of a whole text that is not tokenised yet, by its size.
+    pub tokens: u64,
+    /// Updates of the optimiser.
+    pub steps: u64,
+    /// Tensors that it trains and writes.
+    pub tensors: usize,
+    pub parameters: u64,
+    /// Bytes of these tensors.
+    pub bytes: u64,
+    /// Bytes that its folder takes: tensors, moments, and the best tensors of a plateau schedule.
+    pub disk: u64,
+    /// Bytes of memory at its peak.
+    pub memory: u64,
+    /// Floating-point operations.
+    pub operations: f64,
+    pub seconds: f64,
+}
+
+/// The converted model.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportPlan {
+    pub folder: PathBuf,
+    pub tensors: usize,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    pub memory: u64,
+    pub seconds: f64,
+}
+
+/// All stages and the export.
+#[derive(Debug, Clone, Serialize)]
+pub struct Totals {
+    /// Trained on.
+    pub tokens: u64,
+    pub steps: u64,
+    /// Of the largest.
+    pub memory: u64,
+    /// At its fullest: a saved state is replaced only once the next one is whole.
+    pub disk: u64,
+    pub operations: f64,
+    pub seconds: f64,
+}
+
+/// Where a recipe runs unless told otherwise: `runs/NAME` in the working directory.
+pub fn run_folder(recipe: &Recipe) -> PathBuf {
+    Path::new("runs").join(Path::new(&recipe.name).file_stem().unwrap_or("recipe".as_ref()))
+}
+
+impl Plan {
+    /// The plan for this machine and the default folder.
+    pub fn of(recipe: &Recipe) -> Result<Plan> {
+        Plan::new(recipe, &run_folder(recipe), Machine::measure()?)
+    }
+
+    /// The plan for a machine and a run folder, whose disk must have room for it.
+    pub fn new(recipe: &Recipe, folder: &Path, machine: Machine) -> Result<Plan> {
+        let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
+        let checkpoint = Checkpoint::open(&location)?;
+        let spec = teacher(recipe, &checkpoint)?;
+        Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
+        let (student, mixer) = student::student(recipe, &spec)?;
+        let texts = texts::texts(recipe)?;
+
+        let costs = |sequence| Costs::new(&spec, &*mixer, student.replaced.len(), sequence, machine.threads);
+        let stage = |(index, stage): (usize, &StageRecipe)| {
+            let mut plan = StagePlan::empty(index, stage.kind());
+            match stage {
+                StageRecipe::AttentionTransfer(transfer) => {
+                    let cost = costs(recipe.data.sequence).attention_transfer(transfer, recipe.data.sequence);
+                    plan.train(recipe, stage, &student.sizes(), cost, machine);
+                }
+                StageRecipe::Lora(lora) => {
+                    let cost = costs(recipe.data.sequence).lora(lora, &spec, recipe.data.sequence);
+                    let mut trained: Vec<u64> =
+                        cost::adapter_tensors(lora, &spec).iter().map(|(_, shape)| elements(shape)).collect();
+                    if lora.train_mixer {
+                        trained.extend(student.sizes());
+                    }
+                    plan.train(recipe, stage, &trained, cost, machine);
+                }
+                StageRecipe::Merge => plan.memory = costs(recipe.data.sequence).twice() as u64,
+                StageRecipe::Evaluate(evaluate) => {
+                    let sequence = evaluate.sequence.unwrap_or(recipe.data.sequence);
+                    let cost =
+                        costs(sequence).evaluate(recipe.student.window.is_some(), EVALUATION_BATCH.max(sequence));
+                    plan.tokens = evaluate.tokens.unwrap_or(u64::MAX).min(texts.stages[index]);
+                    plan.work(cost, machine, EVALUATION_EFFICIENCY);
+                }
+            }
+            plan.memory += texts.memory(index);
+            plan
+        };
+        let stages: Vec<StagePlan> = recipe.stages.iter().enumerate().map(stage).collect();
+        let export = export(recipe, folder, &checkpoint, &spec, &student, &costs(recipe.data.sequence));
+        let totals = totals(&stages, &export);
+        machine::require_disk(folder, totals.disk)?;
+        Ok(Plan {
+            recipe: recipe.name.clone(),
+            folder: folder.into(),
+            teacher: TeacherPlan {
+                model: checkpoint.path().into(),
+                family: spec.family,
+                parameters: spec.parameters(),
+                bytes: checkpoint.total_bytes(),
+                layers: spec.layers,
+                context: spec.context,
+            },
+            notes: notes(recipe, &spec, &totals, machine),
+            student,
+            stages,
+            export,
+            totals,
+            machine,
+        })
+    }
+}
+
+impl StagePlan {
+    fn empty(index: usize, kind: &'static str) -> StagePlan {
+        StagePlan {
+            kind,
+            folder: format!("{}-{kind}", index + 1),
+            tokens: 0,
+            steps: 0,
+            tensors: 0,
+            parameters: 0,
+            bytes: 0,
+            disk: 0,
+            memory: 0,
+            operations: 0.0,
+            seconds: 0.0,
+        }
+    }
+
+    fn train(&mut self, recipe: &Recipe, stage: &StageRecipe, trained: &[u64], cost: Cost, machine: Machine) {
+        let Some((tokens, training)) = stage.training() else { return };
+        self.steps = training.batch.steps(tokens, recipe.data.sequence);
+        self.tokens = self.steps * training.batch.step_tokens(recipe.data.sequence);
+        self.tensors = trained.len();
+        self.parameters = trained.iter().sum();
+        self.bytes = 4 * self.parameters;
+        let copies = if training.schedule.needs_held_out() { 4 } else { 3 };
+        self.disk = copies * self.bytes;
+        self.work(cost, machine, TRAINING_EFFICIENCY);
+    }
+
+    fn work(&mut self, cost: Cost, machine: Machine, efficiency: f64) {
+        self.operations = cost.per_token * self.tokens as f64;
+        self.seconds = self.operations / (efficiency * machine.speed);
+        self.memory = cost.memory as u64;
+    }
+}
+
+/// The teacher's architecture; a model that is converted already is none.
+fn teacher(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Spec> {
+    match arch::conversion(checkpoint.config(), &checkpoint.files().place(CONFIG))? {
+        None => Spec::of(checkpoint),
+        Some(_) => Err(recipe.mistake(
+            "teacher.model",
+            format!("{} is converted already: it has no softmax attention to learn from", checkpoint.path().display()),
+            "name the model that it was made from",
+        )),
+    }
+}
+
+fn export(
+    recipe: &Recipe,
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    spec: &Spec,
+    student: &StudentPlan,
+    costs: &Costs,
+) -> ExportPlan {
+    let stored = |name: &str| checkpoint.info(name).map_or(4, |info| info.dtype.bitsize() as u64 / 8);
+    let wanted = recipe.export.dtype.map(|dtype| DType::from(dtype).size_in_bytes() as u64);
+    let of_teacher = spec.tensors();
+    let teacher: u64 =
+        of_teacher.iter().map(|(name, shape)| elements(shape) * wanted.unwrap_or_else(|| stored(name))).sum();
+    let bytes = teacher + 4 * student.sizes().iter().sum::<u64>();
+    ExportPlan {
+        folder: folder.join("model"),
+        tensors: of_teacher.len() + student.tensors.len(),
+        bytes,
+        memory: costs.twice() as u64,
+        // Written, flushed, and read back.
+        seconds: 2.0 * bytes as f64 / DISK_SPEED,
+    }
+}
+
+fn totals(stages: &[StagePlan], export: &ExportPlan) -> Totals {
+    let trained = || stages.iter().filter(|stage| stage.steps > 0);
+    let largest = stages.iter().map(|stage| stage.disk).max().unwrap_or(0);
+    Totals {
+        tokens: trained().map(|stage| stage.tokens).sum(),
+        steps: trained().map(|stage| stage.steps).sum(),
+        memory: stages.iter().map(|stage| stage.memory).chain([export.memory]).max().unwrap_or(0),
+        disk: stages.iter().map(|stage| stage.disk).sum::<u64>() + largest + export.bytes,
+        operations: stages.iter().map(|stage| stage.operations).sum(),
+        seconds: stages.iter().map(|stage| stage.seconds).sum::<f64>() + export.seconds,
+    }
+}
+
+fn notes(recipe: &Recipe, spec: &Spec, totals: &Totals, machine: Machine) -> Vec<String> {
+    let mut notes = Vec::new();
+    if recipe.data.sequence > spec.context {
+        notes.push(format!(
+            "`data.sequence` is {}, and the teacher was trained to see {} tokens: what it teaches beyond them is worth \
+             little",
+            recipe.data.sequence, spec.context
+        ));
+    }
+    if let Some(free) = machine.free_memory.filter(|&free| free < totals.memory) {
+        notes.push(format!(
+            "about {:.1} GB of memory are needed and {:.1} GB are free: make `batch.size` or `data.sequence` smaller, \
+             or set `recompute = true` in LoRA stages",
+            totals.memory as f64 / 1e9,
+            free as f64 / 1e9
+        ));
+    }
+    notes
+}
+
+fn elements(shape: &[usize]) -> u64 {
+    shape.iter().map(|&n| n as u64).product()
+}
