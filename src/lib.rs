@@ -3,7 +3,7 @@
 //! and writes a checkpoint.
 //!
 //! # The way of a conversion
-//! A [`recipe`] says all of it; `plan` prices it from headers alone; [`run`] does it, and goes on where it was stopped.
+//! A [`recipe`] says all of it; [`plan`] prices it from headers alone; [`run`] does it, and goes on where it was stopped.
 //!
 //! ```text
 //! checkpoint, arch    headers -> Spec: what the teacher is, as plain data
@@ -27,7 +27,7 @@
 //! - [`train`]: AdamW, schedules, the layer-by-layer backward pass, the loop.
 //! - [`stage`], [`evaluate`], [`export`]: what a conversion is made of.
 //! - [`recipe`]: TOML to typed data, all mistakes at once with their places, and the JSON Schema.
-//! - `plan`, [`run`], `cli`: what will be done, doing it, saying it.
+//! - [`plan`], [`run`], [`cli`]: what will be done, doing it, saying it.
 //!
 //! # Shapes
 //! These letters mean the same everywhere, in names, docs and errors:

@@ -1,12 +1,9 @@
 //! `subquad convert`
 
-use std::path::PathBuf;
-
-use super::check::RecipeArgs;
 use super::evaluate;
 use super::format;
+use super::plan::RunArgs;
 use super::printer::Printer;
-use crate::plan::{Machine, Plan, run_folder};
 use crate::{Result, run};
 
 /// Do what a recipe says: convert a model, evaluate it, write it
@@ -16,10 +13,7 @@ use crate::{Result, run};
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    recipe: RecipeArgs,
-    /// The run folder [default: runs/NAME of the recipe]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    run: RunArgs,
     /// Start again from the beginning
     #[arg(long)]
     fresh: bool,
@@ -27,11 +21,7 @@ pub(super) struct Args {
 
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
-        let recipe = self.recipe.load()?;
-        let folder = self.out.clone().unwrap_or_else(|| run_folder(&recipe));
-        // What cannot work is refused here, before anything is written.
-        let plan = Plan::new(&recipe, &folder, Machine::measure()?)?;
-        plan.notes.iter().for_each(|note| printer.warn(note));
+        let (recipe, plan) = self.run.plan(printer)?;
         printer.note(format_args!(
             "{}: {} tokens in {} steps, about {} and {} of memory on this machine",
             recipe.name,

@@ -7,29 +7,45 @@ use super::format::{self, Align, table};
 use super::printer::Printer;
 use crate::Result;
 use crate::plan::{Machine, Plan, run_folder};
+use crate::recipe::Recipe;
 
 /// Show what a recipe would do, with memory, disk and time; writes nothing
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    recipe: RecipeArgs,
-    /// The run folder whose disk must have room [default: runs/NAME of the recipe]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    run: RunArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-impl Args {
-    pub fn run(&self, printer: &Printer) -> Result<()> {
+/// A recipe and where it runs.
+#[derive(clap::Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// The run folder [default: runs/NAME of the recipe]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl RunArgs {
+    /// The plan for this machine, with its warnings said. What cannot work is refused here.
+    pub fn plan(&self, printer: &Printer) -> Result<(Recipe, Plan)> {
         let recipe = self.recipe.load()?;
         let folder = self.out.clone().unwrap_or_else(|| run_folder(&recipe));
         let plan = Plan::new(&recipe, &folder, Machine::measure()?)?;
+        plan.notes.iter().for_each(|note| printer.warn(note));
+        Ok((recipe, plan))
+    }
+}
+
+impl Args {
+    pub fn run(&self, printer: &Printer) -> Result<()> {
+        let (_, plan) = self.run.plan(printer)?;
         if self.json {
             return printer.json(&plan);
         }
-        plan.notes.iter().for_each(|note| printer.warn(note));
         printer.data(rendered(&plan))
     }
 }

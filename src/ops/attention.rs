@@ -11,7 +11,7 @@
 //! There m_i changes the function, so its gradient is kept: it flows to the first key that attains the maximum.
 
 use super::cpu::simd::{axpy, dot, exp_minus, max, simd};
-use super::cpu::{Heads, Output, OutputPointer, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::{Groups, Heads, Output, OutputPointer, Slice, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record};
 use crate::Result;
 use candle_core::Tensor;
@@ -24,12 +24,10 @@ const TILE: usize = 64;
 /// Sizes of one call.
 #[derive(Clone, Copy)]
 struct Shape {
-    batch: usize,
+    groups: Groups,
     /// Query tokens and key tokens.
     queries: usize,
     keys: usize,
-    heads: usize,
-    kv_heads: usize,
     value_width: usize,
     window: usize,
     scale: f32,
@@ -54,20 +52,9 @@ impl Shape {
         (0..queries).step_by(TILE).map(move |i| i..(i + TILE).min(queries))
     }
 
-    /// (batch row, kv head) of every task; query heads of one kv head share a task since they add to the same dk, dv.
-    fn tasks(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> + use<> {
-        let kv = self.kv_heads;
-        (0..self.batch * kv).into_par_iter().map(move |i| (i / kv, i % kv))
-    }
-
-    fn heads_of(&self, kv_head: usize) -> Range<usize> {
-        let group = self.heads / self.kv_heads;
-        kv_head * group..(kv_head + 1) * group
-    }
-
     /// Index of (batch row, query, head) in a `[B, Tq, H]` tensor.
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
-        (batch * self.queries + query) * self.heads + head
+        (batch * self.queries + query) * self.groups.heads + head
     }
 }
 
@@ -81,7 +68,7 @@ pub fn attention(q: &Var, k: &Var, v: &Var, window: Option<usize>, scale: f32) -
         return Err(candle_core::Error::Msg(what).into());
     }
     let window = window.unwrap_or(usize::MAX);
-    let shape = Shape { batch, queries, keys, heads, kv_heads, value_width, window, scale };
+    let shape = Shape { groups: Groups { batch, heads, kv_heads }, queries, keys, value_width, window, scale };
     let (num, den, maxima) = forward(shape, q.value(), k.value(), v.value())?;
     let inputs = (q.value().clone(), k.value().clone(), v.value().clone(), maxima);
     let wanted = [q.tracked(), k.tracked(), v.tracked()];
@@ -103,12 +90,12 @@ fn visible(shape: Shape, query: usize, keys: &Range<usize>) -> Range<usize> {
 
 fn forward(shape: Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor, Vec<f32>)> {
     let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
-    let rows = [shape.batch, shape.queries, shape.heads];
+    let rows = [shape.groups.batch, shape.queries, shape.groups.heads];
     let mut num = Output::unwritten(&[rows[0], rows[1], rows[2], shape.value_width]);
     let (mut den, mut maxima) = (Output::unwritten(&rows), Output::unwritten(&rows));
     let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
-    shape.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
-        for h in shape.heads_of(g) {
+    shape.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
+        for h in shape.groups.heads_of(g) {
             for tile in shape.tiles() {
                 let keys = shape.keys_of(&tile);
                 scores(shape, q.head(b, h, tile.clone()), k.head(b, g, keys.clone()), buffer);
@@ -140,7 +127,7 @@ fn forward(shape: Shape, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, 
 /// The caller's task alone owns head `h` of batch row `b`.
 unsafe fn head_rows<'a>(to: OutputPointer, shape: Shape, b: usize, h: usize, tile: &Range<usize>) -> MatMut<'a> {
     let width = shape.value_width;
-    unsafe { to.rows(shape.at(b, tile.start, h) * width, tile.len(), width, shape.heads * width) }
+    unsafe { to.rows(shape.at(b, tile.start, h) * width, tile.len(), width, shape.groups.heads * width) }
 }
 
 type Inputs = (Tensor, Tensor, Tensor, Vec<f32>);
@@ -156,17 +143,17 @@ fn backward(
     let (q_tensor, k_tensor, v_tensor, maxima) = inputs;
     let (q, k, v) = (Heads::of(&q_tensor)?, Heads::of(&k_tensor)?, Heads::of(&v_tensor)?);
     let zeros = |dims: &[usize]| Ok(Output::zeros(dims).tensor()?) as Result<Tensor>;
-    let rows = [shape.batch, shape.queries, shape.heads];
+    let rows = [shape.groups.batch, shape.queries, shape.groups.heads];
     let dden = g.pop().flatten().map_or_else(|| zeros(&rows), Ok)?;
     let dnum = g.pop().flatten().map_or_else(|| zeros(&[rows[0], rows[1], rows[2], shape.value_width]), Ok)?;
     let (dnum, dden) = (Heads::of(&dnum)?, Slice::of(&dden)?);
-    let (width, kv) = (q.width, shape.kv_heads);
+    let (width, kv) = (q.width, shape.groups.kv_heads);
     let mut dq = Output::unwritten(q_tensor.dims());
     let mut dk = Output::zeros(k_tensor.dims());
     let mut dv = Output::zeros(v_tensor.dims());
     let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
-    shape.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
-        for h in shape.heads_of(g) {
+    shape.groups.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
+        for h in shape.groups.heads_of(g) {
             for tile in shape.tiles() {
                 let keys = shape.keys_of(&tile);
                 let n = keys.len();
@@ -210,7 +197,7 @@ fn backward(
                     }
                     if wanted[0] {
                         let start = shape.at(b, tile.start, h) * width;
-                        let mut dq = dq_at.rows(start, tile.len(), width, shape.heads * width);
+                        let mut dq = dq_at.rows(start, tile.len(), width, shape.groups.heads * width);
                         dq.product(shape.scale, Mat::new(ds, tile.len(), n), k_rows, 0.0);
                     }
                     if wanted[1] {

@@ -11,7 +11,7 @@
 //! memory are linear in T.
 
 use super::cpu::simd::{axpy, dot, simd, sum};
-use super::cpu::{Heads, Output, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record};
 use crate::Result;
 use candle_core::Tensor;
@@ -23,10 +23,8 @@ pub const CHUNK: usize = 64;
 
 #[derive(Clone, Copy)]
 struct Shape {
-    batch: usize,
+    groups: Groups,
     queries: usize,
-    heads: usize,
-    kv_heads: usize,
     features: usize,
     value_width: usize,
     lag: usize,
@@ -48,18 +46,8 @@ impl Shape {
         (i + 1).saturating_sub(self.lag + keys.start)
     }
 
-    fn tasks(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> + use<> {
-        let kv = self.kv_heads;
-        (0..self.batch * kv).into_par_iter().map(move |i| (i / kv, i % kv))
-    }
-
-    fn heads_of(&self, kv_head: usize) -> Range<usize> {
-        let group = self.heads / self.kv_heads;
-        kv_head * group..(kv_head + 1) * group
-    }
-
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
-        (batch * self.queries + query) * self.heads + head
+        (batch * self.queries + query) * self.groups.heads + head
     }
 
     fn state(&self) -> usize {
@@ -94,7 +82,7 @@ pub fn linear_attention(
         let what = format!("linear attention: a {:?}, v {:?}, lag {lag}", a.value().dims(), v.value().dims());
         return Err(candle_core::Error::Msg(what).into());
     }
-    let shape = Shape { batch, queries, heads, kv_heads, features, value_width, lag };
+    let shape = Shape { groups: Groups { batch, heads, kv_heads }, queries, features, value_width, lag };
     let zero = || {
         let state = Output::zeros(&[batch, heads, features, value_width]).tensor()?;
         Ok((Var::constant(state), Var::constant(Output::zeros(&[batch, heads, features]).tensor()?))) as Result<_>
@@ -133,15 +121,15 @@ fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
 fn forward(shape: Shape, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
     let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
     let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
-    let Shape { batch, queries, heads, features, value_width, .. } = shape;
+    let Shape { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = shape;
     let mut num = Output::unwritten(&[batch, queries, heads, value_width]);
     let mut den = Output::unwritten(&[batch, queries, heads]);
     let mut state = Output::unwritten(&[batch, heads, features, value_width]);
     let mut normaliser = Output::unwritten(&[batch, heads, features]);
     let (num_at, den_at) = (num.pointer(), den.pointer());
     let (state_at, normaliser_at) = (state.pointer(), normaliser.pointer());
-    shape.tasks().for_each_init(Vec::new, |p, (i, g)| {
-        for h in shape.heads_of(g) {
+    shape.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
+        for h in shape.groups.heads_of(g) {
             let row = i * heads + h;
             // SAFETY: state and normaliser of (i, h) belong to this task.
             let (s, z) = unsafe {
@@ -184,7 +172,7 @@ fn backward(
     wanted: [bool; 5],
     g: Vec<Option<Tensor>>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let Shape { batch, queries, heads, kv_heads, features, value_width, .. } = shape;
+    let Shape { groups: Groups { batch, heads, kv_heads }, queries, features, value_width, .. } = shape;
     let size = shape.state();
     let dims = [
         vec![batch, queries, heads, value_width],
@@ -204,8 +192,8 @@ fn backward(
     let at = out.each_mut().map(Output::pointer);
     let keys_total = b.tokens;
 
-    shape.tasks().for_each_init(Scratch::default, |scratch, (i, kv)| {
-        for h in shape.heads_of(kv) {
+    shape.groups.tasks().for_each_init(Scratch::default, |scratch, (i, kv)| {
+        for h in shape.groups.heads_of(kv) {
             let row = i * heads + h;
             scratch.states.resize(queries.div_ceil(CHUNK) * (size + features), 0.0);
             let (mut s, mut z) = (s0[row * size..][..size].to_vec(), z0[row * features..][..features].to_vec());

@@ -90,6 +90,31 @@ impl<'a> Heads<'a> {
     }
 }
 
+/// How heads of queries share heads of keys and values, and how work is split over them.
+#[derive(Debug, Clone, Copy)]
+pub struct Groups {
+    pub batch: usize,
+    /// H
+    pub heads: usize,
+    /// G
+    pub kv_heads: usize,
+}
+
+impl Groups {
+    /// (batch row, kv head) of every task: query heads of one kv head share a task, since they add to the same
+    /// gradients of k and v.
+    pub fn tasks(self) -> impl rayon::iter::IndexedParallelIterator<Item = (usize, usize)> {
+        use rayon::prelude::*;
+        (0..self.batch * self.kv_heads).into_par_iter().map(move |i| (i / self.kv_heads, i % self.kv_heads))
+    }
+
+    /// Query heads of a kv head.
+    pub fn heads_of(self, kv_head: usize) -> std::ops::Range<usize> {
+        let group = self.heads / self.kv_heads;
+        kv_head * group..(kv_head + 1) * group
+    }
+}
+
 static POISON: AtomicBool = AtomicBool::new(false);
 
 /// Fills buffers that kernels must overwrite with NaN from now on: the operators' tests switch it on.
