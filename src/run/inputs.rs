@@ -1,4 +1,5 @@
-//! What a recipe names, opened: teacher, tokenizer, training text.
+//! What a recipe names, opened: teacher, tokenizer, texts. All that can be wrong with them shows here, before
+//! anything is trained or written.
 
 use super::identity;
 use crate::arch::{self, Spec};
@@ -8,7 +9,7 @@ use crate::progress::{Progress, Unit};
 use crate::recipe::{Evaluate, Recipe, StageRecipe};
 use crate::text::{Tokenizer, Windows, documents, tokenize};
 use crate::{Error, Result};
-use std::path::Path;
+use std::collections::BTreeMap;
 
 /// Windows that a plateau schedule evaluates on, taken from the end of the training text.
 const HELD_OUT: usize = 16;
@@ -17,13 +18,14 @@ const HELD_OUT: usize = 16;
 pub struct Inputs {
     pub checkpoint: Checkpoint,
     pub teacher: Model,
-    pub tokenizer: Tokenizer,
     /// The teacher's `model_type`.
     pub model_type: String,
     /// As an exported config.json names the teacher.
     pub teacher_name: String,
     pub windows: Windows,
     pub held_out: Option<Windows>,
+    /// The text of each evaluation stage, by the stage's index.
+    pub evaluations: BTreeMap<usize, Windows>,
     /// Key of teacher, text, sequence and seed.
     pub key: String,
 }
@@ -49,32 +51,38 @@ impl Inputs {
         let text_key = identity::text(&documents);
         let ids = tokenized(&documents, &tokenizer, None, &recipe.data.source, progress)?;
         let (windows, held_out) = split(ids, recipe)?;
+        let mut evaluations = BTreeMap::new();
+        for (index, stage) in recipe.stages.iter().enumerate() {
+            if let StageRecipe::Evaluate(stage) = stage {
+                evaluations.insert(index, evaluation_text(stage, recipe, &tokenizer, progress)?);
+            }
+        }
         let teacher = Model::load(&checkpoint, &spec)?;
         let sample = [&teacher.final_norm, &teacher.embed];
         let teacher_key = identity::teacher(&checkpoint, &sample)?;
         let held = held_out.as_ref().map(Windows::len);
         let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;
         let model_type = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or_default().to_string();
-        Ok(Inputs { checkpoint, model_type, teacher, tokenizer, teacher_name, windows, held_out, key })
+        Ok(Inputs { checkpoint, model_type, teacher, teacher_name, windows, held_out, evaluations, key })
     }
+}
 
-    /// The windows of an evaluation stage's text.
-    pub fn evaluation_text(
-        &self,
-        stage: &Evaluate,
-        base: Option<&Path>,
-        sequence: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<Windows> {
-        let name = &stage.text;
-        let documents = documents(&Location::resolve(name, base)?)?;
-        let first = stage.tokens.filter(|_| !stage.spread).map(|t| usize::try_from(t).unwrap_or(usize::MAX));
-        let windows = Windows::new(tokenized(&documents, &self.tokenizer, first, name, progress)?, sequence, name)?;
-        Ok(match stage.tokens {
-            Some(tokens) if stage.spread => windows.spread(tokens),
-            _ => windows,
-        })
-    }
+/// The windows of an evaluation stage's text.
+fn evaluation_text(
+    stage: &Evaluate,
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn Progress,
+) -> Result<Windows> {
+    let name = &stage.text;
+    let documents = documents(&Location::resolve(name, recipe.base.as_deref())?)?;
+    let first = stage.tokens.filter(|_| !stage.spread).map(|t| usize::try_from(t).unwrap_or(usize::MAX));
+    let ids = tokenized(&documents, tokenizer, first, name, progress)?;
+    let windows = Windows::new(ids, stage.sequence.unwrap_or(recipe.data.sequence), name)?;
+    Ok(match stage.tokens {
+        Some(tokens) if stage.spread => windows.spread(tokens),
+        _ => windows,
+    })
 }
 
 /// Token ids of documents, with progress by bytes.

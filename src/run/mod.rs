@@ -27,7 +27,12 @@ use folder::RunFolder;
 use inputs::Inputs;
 use ledger::Entry;
 use stages::Pipeline;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Whether a folder is that of a run, finished or not.
+pub fn is_run(folder: &Path) -> bool {
+    folder.join(folder::LEDGER).is_file()
+}
 
 /// What a conversion left behind.
 #[derive(Debug)]
@@ -44,9 +49,9 @@ pub struct Summary {
 /// the same recipe left is continued: finished stages whose inputs are unchanged are not done twice. `fresh` starts from
 /// nothing.
 pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
+    let mut folder = RunFolder::open(&plan.folder)?;
     let inputs = Inputs::open(recipe, progress)?;
-    let mut folder = RunFolder::open(&plan.folder, fresh)?;
-    folder.write_description(recipe, plan)?;
+    folder.begin(recipe, plan, fresh)?;
     let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
     for index in 0..recipe.stages.len() {
         conversion.stage(index, &mut folder, progress)?;
@@ -54,7 +59,7 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
     conversion.merge()?;
     let model = plan.export.folder.clone();
     let key = conversion.export_key()?;
-    if folder.ledger.finished("export", &key).is_some() && model.join("config.json").exists() {
+    if folder.ledger()?.finished("export", &key).is_some() && model.join("config.json").exists() {
         progress.say(&format!("{}: unchanged", model.display()));
     } else {
         let started = std::time::Instant::now();
@@ -69,14 +74,9 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
             &model,
             progress,
         )?;
-        progress.say(&format!(
-            "{}: {} files, {} bytes; logits equal those in memory (largest difference {:.1e})",
-            model.display(),
-            exported.files.len(),
-            exported.bytes,
-            exported.largest_difference
-        ));
-        folder.ledger.append(Entry::finished("export", &key, started.elapsed().as_secs_f64()))?;
+        let megabytes = exported.bytes as f64 / 1e6;
+        progress.say(&format!("{}: {} files, {megabytes:.2} MB", model.display(), exported.files.len()));
+        folder.ledger()?.append(Entry::finished("export", &key, started.elapsed().as_secs_f64()))?;
     }
     if conversion.reports.iter().any(|r| !r.model.perplexity.is_finite()) {
         return Err(Error::NonFinite { stage: "evaluate".into(), step: 0, place: "the perplexity".into() });

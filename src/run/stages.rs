@@ -4,7 +4,7 @@ use super::folder::RunFolder;
 use super::identity::chain;
 use super::inputs::Inputs;
 use super::ledger::Entry;
-use super::store::{StageStore, load_student, save_student};
+use super::store::{REPORT, RESULT, STATE, StageStore, load_student, save_student};
 use crate::arch::FORMAT;
 use crate::evaluate::{EvaluationText, Report, evaluate};
 use crate::mixer::Window;
@@ -86,7 +86,7 @@ impl<'a> Pipeline<'a> {
                 self.key = chain(&self.key, stage)?;
                 self.merge()
             }
-            StageRecipe::Evaluate(s) => self.evaluate(name, s, folder, progress),
+            StageRecipe::Evaluate(s) => self.evaluate(index, s, folder, progress),
         }
     }
 
@@ -109,9 +109,9 @@ impl<'a> Pipeline<'a> {
     ) -> Result<()> {
         let TrainingStage { name, key, steps, training, groups } = stage;
         let path = folder.stage(name)?;
-        let result = path.join("student.safetensors");
+        let result = path.join(RESULT);
         self.key = key;
-        if folder.ledger.finished(name, &self.key).is_some()
+        if folder.ledger()?.finished(name, &self.key).is_some()
             && let Some(tensors) = load_student(&result, &self.key)?
         {
             self.student.tensors = tensors;
@@ -120,7 +120,7 @@ impl<'a> Pipeline<'a> {
         }
         let started = std::time::Instant::now();
         let windows = &self.inputs.windows;
-        let state = path.join("state.safetensors");
+        let state = path.join(STATE);
         let mut store =
             StageStore { state: state.clone(), metrics: folder.metrics(), stage: name.into(), key: self.key.clone() };
         let trainer = Trainer {
@@ -135,7 +135,7 @@ impl<'a> Pipeline<'a> {
         let data = TrainingData { windows, held_out: self.inputs.held_out.as_ref(), seed: self.recipe.seed };
         trainer.run(&mut self.student, objective, &data, &mut store, progress)?;
         save_student(&result, &self.student.tensors, &self.key)?;
-        folder.ledger.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))?;
+        folder.ledger()?.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))?;
         if state.exists() {
             std::fs::remove_file(&state).map_err(Error::io(&state, "remove it"))?;
         }
@@ -144,18 +144,19 @@ impl<'a> Pipeline<'a> {
 
     fn evaluate(
         &mut self,
-        name: &str,
+        index: usize,
         stage: &Evaluate,
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let sequence = stage.sequence.unwrap_or(self.recipe.data.sequence);
-        let base = self.recipe.base.as_deref();
-        let windows = self.inputs.evaluation_text(stage, base, sequence, progress)?;
+        let name = &self.plan.stages[index].folder;
+        let windows = self.inputs.evaluations.get(&index);
+        let windows = windows.ok_or_else(|| Error::Internal(format!("{name} has no text")))?;
+        let sequence = windows.sequence();
         let digest = super::identity::chain("", &(0..windows.len()).map(|i| windows.get(i)).collect::<Vec<_>>())?;
         let key = chain(&self.key, &(&stage.text, digest, sequence))?;
-        let path = folder.stage(name)?.join("report.json");
-        if folder.ledger.finished(name, &key).is_some()
+        let path = folder.stage(name)?.join(REPORT);
+        if folder.ledger()?.finished(name, &key).is_some()
             && let Some(report) = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok())
         {
             progress.say(&format!("{name}: finished before"));
@@ -163,11 +164,11 @@ impl<'a> Pipeline<'a> {
             return Ok(());
         }
         let started = std::time::Instant::now();
-        let text = EvaluationText { windows: &windows, name: &stage.text };
+        let text = EvaluationText { windows, name: &stage.text };
         let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), &text, progress)?;
         let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
         crate::checkpoint::write_atomically(&path, &json)?;
-        folder.ledger.append(Entry::finished(name, &key, started.elapsed().as_secs_f64()))?;
+        folder.ledger()?.append(Entry::finished(name, &key, started.elapsed().as_secs_f64()))?;
         self.reports.push(report);
         Ok(())
     }

@@ -9,6 +9,11 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Files of a stage's folder: training state while it trains, what it made, what it measured.
+pub const STATE: &str = "state.safetensors";
+pub const RESULT: &str = "student.safetensors";
+pub const REPORT: &str = "report.json";
+
 /// The state of one stage, valid for one key, and the run's metrics.
 pub struct StageStore {
     pub state: PathBuf,
@@ -22,7 +27,7 @@ impl Store for StageStore {
         if !self.state.exists() {
             return Ok(None);
         }
-        let (tensors, words) = load_tensors(&self.state)?;
+        let (tensors, words) = load(&self.state)?;
         // State of another recipe, text or teacher is not a beginning of this one.
         Ok((words.get("key") == Some(&self.key)).then_some((tensors, words)))
     }
@@ -64,6 +69,18 @@ pub fn load_student(path: &Path, key: &str) -> Result<Option<BTreeMap<String, Te
     if !path.exists() {
         return Ok(None);
     }
-    let (tensors, words) = load_tensors(path)?;
+    let (tensors, words) = load(path)?;
     Ok((words.get("key").map(String::as_str) == Some(key)).then_some(tensors))
+}
+
+/// A damaged file of a run is not to be downloaded again, as that of a model would be.
+fn load(path: &Path) -> Result<Saved> {
+    load_tensors(path).map_err(|error| match error {
+        Error::Checkpoint { path, what, .. } => Error::run(
+            path,
+            format!("what an earlier run saved is damaged: {what}"),
+            "remove this file, or start again with `--fresh`",
+        ),
+        other => other,
+    })
 }
