@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::Tokenizer;
 use super::split::after_words;
 use crate::Result;
+use crate::progress::check_interrupt;
 
 /// Bytes of the parts into which long documents are cut, where they may be.
 const PART: usize = 128 << 10;
@@ -27,6 +28,7 @@ pub fn tokenize(
     let limit = limit.unwrap_or(usize::MAX);
     let (mut ids, mut done, mut next) = (Vec::new(), 0, 0);
     while next < parts.len() && ids.len() < limit {
+        check_interrupt()?;
         let wanted = (limit - ids.len()).saturating_mul(BYTES_PER_TOKEN);
         let wave = wave(&parts[next..], wanted.min(rayon::current_num_threads() * PARTS_AT_ONCE * PART));
         let encoded: Vec<_> = wave.par_iter().map(|part| tokenizer.encode(part.text)).collect();
