@@ -132,7 +132,11 @@ impl Error {
                     .into(),
             ),
             Error::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull => Some("free some space, then run the same command again".into()),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Some("free some space, then run the same command again".into()),
+                std::io::ErrorKind::FileTooLarge => Some(
+                    "this disk or this shell (`ulimit -f`) takes no file so large: raise the limit, then run the same command again".into(),
+                ),
+                std::io::ErrorKind::ReadOnlyFilesystem => Some("choose a place that can be written to".into()),
                 std::io::ErrorKind::PermissionDenied => Some("check the permissions of this path".into()),
                 _ => None,
             },
