@@ -47,6 +47,7 @@ pub(super) struct Layout {
 
 /// The JSON as it stands in the file.
 #[derive(Serialize, Deserialize)]
+#[serde(expecting = "a JSON object of tensors")]
 struct Json {
     #[serde(rename = "__metadata__", default, skip_serializing_if = "Option::is_none")]
     metadata: Option<BTreeMap<String, String>>,

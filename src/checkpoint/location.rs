@@ -64,7 +64,7 @@ fn is_absence(kind: ErrorKind) -> bool {
 }
 
 fn expected(advice: &str) -> String {
-    format!("{advice}, or one that is built in: {}", Builtin::list())
+    format!("{advice}, or give one that is built in: {}", Builtin::list())
 }
 
 fn no_builtin(text: &str, name: &str) -> Error {

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::CONFIG;
+use super::builtin::BUILTINS;
 use super::files::Files;
 use super::index::{Shard, shards};
 use super::location::Location;
@@ -41,6 +42,13 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens the folder or builtin at `location` and checks every header against its file and the index.
     pub fn open(location: &Location) -> Result<Self> {
+        if let Location::Builtin(text) = location
+            && !text.is_model()
+        {
+            let models = BUILTINS.iter().filter(|b| b.is_model()).map(|b| format!("`builtin:{}`", b.name));
+            let hint = format!("models that are built in: {}", models.collect::<Vec<_>>().join(", "));
+            return Err(Error::file(location.label(), "this is a text, not a model", hint));
+        }
         let files = Files::open(location)?;
         let config = config(&files)?;
         let shards = shards(&files)?;
