@@ -78,28 +78,24 @@ pub fn export(
     let copies = Copies::of(teacher)?;
     let place = Place::prepare(to)?;
     let folder = place.folder();
-    for (name, bytes) in &copies.files {
-        check_interrupt()?;
-        write_atomically(&folder.join(name), bytes)?;
-    }
-    let config = config::config(
-        model,
-        &student.conversion,
-        teacher.config(),
-        main_dtype(&tensors[..model.spec.tensors().len()]),
-    )?;
-    write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
-    if !copies.contains(config::GENERATION) {
-        write_atomically(&folder.join(config::GENERATION), &config::text(&config::generation(&model.spec, &config))?)?;
-    }
-    write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
-    let card = card::card(model, student, teacher, reports)?;
-    write_atomically(&folder.join(files::CARD), card.as_bytes())?;
-    write_weights(folder, &tensors, options.shard_bytes, progress).map_err(|e| match e {
-        // The writer knows the temporary folder only.
-        Error::Disk { needed, available, .. } => Error::Disk { path: to.into(), needed, available },
-        e => e,
-    })?;
+    let write = |progress: &mut dyn Progress| {
+        for (name, bytes) in &copies.files {
+            check_interrupt()?;
+            write_atomically(&folder.join(name), bytes)?;
+        }
+        let dtype = main_dtype(&tensors[..model.spec.tensors().len()]);
+        let config = config::config(model, &student.conversion, teacher.config(), dtype)?;
+        write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
+        if !copies.contains(config::GENERATION) {
+            let generation = config::generation(&model.spec, &config);
+            write_atomically(&folder.join(config::GENERATION), &config::text(&generation)?)?;
+        }
+        write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
+        let card = card::card(model, student, teacher, reports)?;
+        write_atomically(&folder.join(files::CARD), card.as_bytes())?;
+        write_weights(folder, &tensors, options.shard_bytes, progress)
+    };
+    write(progress).map_err(|error| under(error, folder, to))?;
 
     let parity = compare(folder, model, student, progress)?;
     let files = files::listing(folder)?;
@@ -112,6 +108,18 @@ pub fn export(
         largest_difference: parity.largest_difference,
         rounding: parity.rounding,
     })
+}
+
+/// What could not be written is known to people by the place that it was meant for.
+fn under(error: Error, temporary: &Path, to: &Path) -> Error {
+    match error {
+        Error::Disk { needed, available, .. } => Error::Disk { path: to.into(), needed, available },
+        Error::Io { path, action, source } => {
+            let path = path.strip_prefix(temporary).map(|inside| to.join(inside)).unwrap_or(path);
+            Error::Io { path, action, source }
+        }
+        other => other,
+    }
 }
 
 /// A tensor as it is to be stored.
