@@ -24,10 +24,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
     /// 0: always the most likely token; 1: as likely as the model says
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
     /// Draw only from the most likely tokens that hold this share of the probability
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true)]
     top_p: f32,
     /// Seeds the draws
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use crate::Result;
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::model::{Model, Student, View};
+use crate::run::is_run;
 use crate::text::Tokenizer;
+use crate::{Error, Result};
 
 /// A checkpoint and what its headers say.
 pub(super) struct Opened {
@@ -23,7 +24,7 @@ pub(super) struct Loaded {
 impl Opened {
     /// Opens a model by its headers. `text` is a folder, `builtin:NAME`, or a run folder with a finished model in it.
     pub fn open(text: &str, base: Option<&Path>) -> Result<Opened> {
-        let checkpoint = Checkpoint::open(&inside_run(Location::resolve(text, base)?))?;
+        let checkpoint = Checkpoint::open(&inside_run(Location::resolve(text, base)?)?)?;
         let spec = Spec::of(&checkpoint)?;
         tracing::debug!(model = %checkpoint.path().display(), family = spec.family, "opened");
         Ok(Opened { checkpoint, spec })
@@ -50,11 +51,15 @@ impl Loaded {
 }
 
 /// Who names a run means the model that it made.
-fn inside_run(location: Location) -> Location {
+fn inside_run(location: Location) -> Result<Location> {
     match location {
         Location::Path(run) if !run.join(CONFIG).exists() && run.join("model").join(CONFIG).exists() => {
-            Location::Path(run.join("model"))
+            Ok(Location::Path(run.join("model")))
         }
-        other => other,
+        Location::Path(run) if !run.join(CONFIG).exists() && is_run(&run) => {
+            let hint = "run its `convert` command again to finish it";
+            Err(Error::run(run, "this run has not finished, so there is no model in it yet", hint))
+        }
+        other => Ok(other),
     }
 }

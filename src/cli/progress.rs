@@ -163,7 +163,12 @@ impl Meter {
             return format!("{}: finished by an earlier run", self.what);
         }
         let done = self.done.max(self.total);
-        let time = format!("{} in {}", self.amount(done - self.start.min(done)), format::duration(now - self.began));
+        let time = format::duration(now - self.began);
+        let time = match self.unit {
+            // How many parts a work had is of no interest once it is done.
+            Unit::Items => time,
+            _ => format!("{} in {time}", self.amount(done - self.start.min(done))),
+        };
         let note = if summary.is_empty() { self.note.clone() } else { summary.into() };
         format!("{}: {}", self.what, join([time, self.speed(now).unwrap_or_default(), note]))
     }

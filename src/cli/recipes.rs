@@ -86,6 +86,9 @@ fn write_new(path: &Path, text: &str) -> Result<()> {
         ErrorKind::AlreadyExists => {
             Error::file(path, "this file is already there", "name another file, or remove this one")
         }
+        ErrorKind::NotFound => {
+            Error::file(path, "there is no folder to write this file in", "make the folder, or name another file")
+        }
         _ => Error::io(path, "write it")(e),
     })?;
     file.write_all(text.as_bytes()).map_err(Error::io(path, "write it"))
