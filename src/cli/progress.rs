@@ -143,7 +143,12 @@ impl Meter {
     fn message(&self, form: Form, now: Instant) -> String {
         match form {
             Form::Bar => self.figures(now),
-            Form::Figures => join([format!("{} {}%", self.what, self.percent()), self.figures(now)]),
+            // The end may be cut off; how long it still takes is what people want to know.
+            Form::Figures => {
+                let left = self.left(now).unwrap_or_default();
+                let speed = self.speed(now).unwrap_or_default();
+                join([format!("{} {}%", self.what, self.percent()), left, self.note.clone(), speed])
+            }
             Form::Spinner => join([self.what.clone(), self.figures(now)]),
         }
     }
@@ -249,7 +254,7 @@ mod tests {
             [120, 79, 40, 0].map(|width| meter.form(width, now)),
             [Form::Bar, Form::Bar, Form::Figures, Form::Figures]
         );
-        assert_eq!(meter.message(Form::Figures, now), "attention transfer 50%, loss 1.2345, 3K tokens/s, 1m 40s left");
+        assert_eq!(meter.message(Form::Figures, now), "attention transfer 50%, 1m 40s left, loss 1.2345, 3K tokens/s");
     }
 
     #[test]
