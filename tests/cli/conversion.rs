@@ -1,0 +1,67 @@
+//! A conversion from the recipe to the model, and what can be done with it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::transcript::{TINY, Transcript, subquad};
+
+const SMOKE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/smoke.toml");
+const TEXT: [&str; 6] = ["--text", "builtin:tinystories-valid", "--tokens", "2K", "--sequence", "128"];
+
+fn json(folder: &Path, arguments: &[&str]) -> Value {
+    let output = subquad(folder, arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn convert_and_use() {
+    let mut t = Transcript::new();
+    fs::copy(SMOKE, t.path("smoke.toml")).unwrap();
+    let convert = [&["convert", "smoke.toml"][..], &TINY].concat();
+    let first = t.run("a conversion", &convert);
+    assert_eq!((first.status, first.stdout.as_str()), (Some(0), "runs/smoke/model\n"));
+    t.run("again: nothing is done twice", &convert);
+    let weights = fs::read(t.path("runs/smoke/model/model.safetensors")).unwrap();
+
+    t.run("the model, by its run", &["inspect", "runs/smoke"]);
+    t.run("its scores", &[&["evaluate", "runs/smoke"][..], &TEXT].concat());
+    let prompt = ["generate", "runs/smoke/model", "--prompt", "Once upon a time", "--max-tokens", "8"];
+    let generated = subquad(&t.path(""), &prompt).output().unwrap();
+    assert!(String::from_utf8(generated.stdout).unwrap().starts_with("Once upon a time"));
+
+    let report = json(&t.path(""), &[&["evaluate", "runs/smoke/model", "--json"][..], &TEXT].concat());
+    for key in ["tokens", "perplexity", "teacher_perplexity", "kl", "top1"] {
+        assert!(report[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {report}");
+    }
+    let controls: Vec<&str> =
+        report["controls"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
+    assert_eq!(controls, ["window only", "linear only", "bare window"]);
+    // What the conversion itself said of the same text.
+    let own: Value = serde_json::from_slice(&fs::read(t.path("runs/smoke/4-evaluate/report.json")).unwrap()).unwrap();
+    assert!((own["perplexity"].as_f64().unwrap() - report["perplexity"].as_f64().unwrap()).abs() < 1e-3);
+    assert_eq!(json(&t.path(""), &["inspect", "runs/smoke", "--json"])["conversion"]["mixer"], "hedgehog");
+
+    t.refused("a converted model is no teacher", &["convert", "smoke.toml", "--set", "teacher.model=runs/smoke/model"]);
+    let teacher = [&["evaluate", "builtin:stories260K", "--teacher", "runs/smoke"][..], &TEXT].concat();
+    t.refused("neither is it one to compare with", &teacher);
+
+    // `--fresh` removes what runs write, and nothing else.
+    t.write("runs/smoke/notes.txt", "mine");
+    t.write("runs/smoke/2-notes/page.txt", "mine");
+    let fresh = t.run("from the beginning", &[&convert[..], &["--fresh", "-q"]].concat());
+    assert_eq!((fresh.status, fresh.stderr.as_str()), (Some(0), ""));
+    assert_eq!(fs::read(t.path("runs/smoke/model/model.safetensors")).unwrap(), weights, "runs are deterministic");
+    assert!(t.path("runs/smoke/notes.txt").exists() && t.path("runs/smoke/2-notes/page.txt").exists());
+
+    t.write("runs/smoke/2-lora/student.safetensors", "damaged");
+    let damaged = t.run("a damaged file of the run", &convert);
+    assert_eq!((damaged.status, damaged.stdout.as_str()), (Some(1), ""));
+    fs::remove_file(t.path("runs/smoke/2-lora/student.safetensors")).unwrap();
+    let repaired = t.run("without it", &convert);
+    assert_eq!(repaired.status, Some(0));
+    assert_eq!(fs::read(t.path("runs/smoke/model/model.safetensors")).unwrap(), weights);
+    t.compare("conversion");
+}
