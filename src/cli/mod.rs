@@ -1,4 +1,4 @@
-//! The command line: one file per command, one [`Printer`] that decides what goes where.
+//! The command line: one file per command, one `Printer` that decides what goes where.
 //!
 //! Data goes to stdout, everything for people to stderr. Exit status: 0 done, 1 the input was wrong, 2 we failed, 130
 //! interrupted; a reader that closes our output early is no failure.
