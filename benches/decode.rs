@@ -7,6 +7,8 @@
 
 mod common;
 
+use common::models;
+
 use std::time::Instant;
 use subquad::model::{Session, View};
 
@@ -30,8 +32,8 @@ fn main() {
 
 fn measure(kind: &str) {
     subquad::ops::cpu::allocator::keep_freed_memory();
-    let model = common::teacher();
-    let student = common::student(&model, kind.contains("window").then_some(64));
+    let model = models::teacher("books-llama-7m");
+    let student = models::student(&model, kind.contains("window").then_some(64), &[]);
     let view = if kind.starts_with("teacher") { View::teacher(&model) } else { View::student(&model, &student) };
     let mut session = Session::new(view);
     let id = |i: usize| (i * 7919 % model.spec.vocab) as u32;

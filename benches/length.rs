@@ -7,6 +7,8 @@
 
 mod common;
 
+use common::models;
+
 use candle_core::{Device, Tensor};
 use std::time::Instant;
 use subquad::mixer::{Bound, Branches, HeadSizes, Heads, Mixer, Softmax};
@@ -34,8 +36,8 @@ fn measure(name: &str, tokens: usize) {
     subquad::ops::cpu::allocator::keep_freed_memory();
     let window = name.contains("window").then_some(64);
     let softmax = Softmax::new(SIZES);
-    let model = common::teacher();
-    let student = common::student(&model, window);
+    let model = models::teacher("books-llama-7m");
+    let student = models::student(&model, window, &[]);
     let mixer: &dyn Mixer = if name == "softmax" { &softmax } else { student.mixer(0) };
     let random = |seed: usize, shape: &[usize]| {
         let n: usize = shape.iter().product();

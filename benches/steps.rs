@@ -11,6 +11,8 @@
 
 mod common;
 
+use common::models;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
@@ -77,8 +79,8 @@ fn report(mode: &str, who: &str, all: &[serde_json::Value]) {
 
 fn measure(mode: &str, steps: usize) {
     subquad::ops::cpu::allocator::keep_freed_memory();
-    let model = common::teacher();
-    let mut student = common::student(&model, Some(64));
+    let model = models::teacher("books-llama-7m");
+    let mut student = models::student(&model, Some(64), &[]);
     let ids: Vec<u32> = splitmix64(0, BATCH * SEQUENCE).iter().map(|x| (x % model.spec.vocab as u64) as u32).collect();
     let (groups, lr) = match mode {
         "lora" => {

@@ -1,30 +1,13 @@
 //! Evaluation against transformers' own likelihood, and on students that must equal their teacher.
 
-use subquad::arch::{FORMAT, Spec};
-use subquad::checkpoint::{Checkpoint, Location, load_tensors};
+mod common;
+
+use common::models::{student, teacher};
+use subquad::checkpoint::load_tensors;
 use subquad::evaluate::{EvaluationText, Report, evaluate};
-use subquad::mixer::{Combine, Window};
-use subquad::model::{Conversion, Model, Student};
+use subquad::model::{Model, Student};
 use subquad::progress::Silent;
 use subquad::text::Windows;
-
-fn teacher(name: &str) -> Model {
-    let checkpoint = Checkpoint::open(&Location::resolve(&format!("builtin:{name}"), None).unwrap()).unwrap();
-    Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap()
-}
-
-fn student(model: &Model, window: Option<usize>, softmax_layers: Vec<usize>) -> Student {
-    let conversion = Conversion {
-        format: FORMAT,
-        teacher_model_type: "llama".into(),
-        teacher: "builtin:stories260K".into(),
-        mixer: "hedgehog".into(),
-        options: Default::default(),
-        window: window.map(|size| Window { size, combine: Combine::Joint }),
-        softmax_layers,
-    };
-    Student::new(conversion, &model.spec, 0).unwrap()
-}
 
 fn run(model: &Model, student: Option<&Student>, teacher: Option<&Model>, windows: &Windows) -> Report {
     evaluate(model, student, teacher, &EvaluationText { windows, name: "test" }, &mut Silent).unwrap()
@@ -53,7 +36,7 @@ fn perplexity_is_transformers() {
 #[test]
 fn students_that_lost_nothing_equal_their_teacher() {
     let model = teacher("stories260K");
-    for student in [student(&model, Some(16), (0..5).collect()), student(&model, Some(64), vec![])] {
+    for student in [student(&model, Some(16), &[0, 1, 2, 3, 4]), student(&model, Some(64), &[])] {
         let report = run(&model, Some(&student), Some(&model), &some_windows());
         assert!((report.ratio().unwrap() - 1.0).abs() < 1e-6, "{report:?}");
         assert!(report.model.kl.unwrap().abs() < 1e-6 && report.model.top1.unwrap() > 0.999, "{report:?}");
@@ -63,7 +46,7 @@ fn students_that_lost_nothing_equal_their_teacher() {
 #[test]
 fn controls_show_what_each_branch_does() {
     let model = teacher("stories260K");
-    let untrained = student(&model, Some(16), vec![]);
+    let untrained = student(&model, Some(16), &[]);
     let report = run(&model, Some(&untrained), Some(&model), &some_windows());
     let names: Vec<&str> = report.controls.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["window only", "linear only", "bare window"]);
@@ -71,7 +54,7 @@ fn controls_show_what_each_branch_does() {
     assert_eq!(perplexity(0), perplexity(2), "nothing was trained: the bare window is the student's");
     assert!(perplexity(1) > perplexity(0) && report.model.kl.unwrap() > 0.0);
 
-    let linear = student(&model, None, vec![]);
+    let linear = student(&model, None, &[]);
     let report = run(&model, Some(&linear), Some(&model), &some_windows());
     assert_eq!(report.controls.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["silent mixer"]);
     // Every row of a report is there in its JSON, and comes back.

@@ -4,13 +4,11 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{difference, largest};
+use common::{difference, largest, models};
 use std::collections::BTreeMap;
 use subquad::Result;
-use subquad::arch::{FORMAT, Spec};
-use subquad::checkpoint::{Checkpoint, Location, load_tensors};
-use subquad::mixer::{Combine, Window};
-use subquad::model::{Adapter, Conversion, Model, Student, Target, View};
+use subquad::checkpoint::load_tensors;
+use subquad::model::{Adapter, Student, Target, View};
 use subquad::progress::Silent;
 use subquad::stage::{AttentionTransfer, Lora};
 use subquad::text::Windows;
@@ -23,24 +21,6 @@ type Tensors = BTreeMap<String, Tensor>;
 fn fixture(name: &str) -> Tensors {
     let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
     load_tensors(path.as_ref()).unwrap().0
-}
-
-fn teacher() -> Model {
-    let checkpoint = Checkpoint::open(&Location::resolve("builtin:stories260K", None).unwrap()).unwrap();
-    Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap()
-}
-
-fn student(model: &Model, window: Option<usize>) -> Student {
-    let conversion = Conversion {
-        format: FORMAT,
-        teacher_model_type: "llama".into(),
-        teacher: "builtin:stories260K".into(),
-        mixer: "hedgehog".into(),
-        options: Default::default(),
-        window: window.map(|size| Window { size, combine: Combine::Joint }),
-        softmax_layers: vec![],
-    };
-    Student::new(conversion, &model.spec, 0).unwrap()
 }
 
 fn adapter() -> Adapter {
@@ -93,8 +73,8 @@ fn steps_against_pytorch(x: &Tensors, student: &mut Student, objective: &dyn Obj
 #[test]
 fn attention_transfer_is_pytorchs() {
     let x = fixture("step_stories260K_attention-transfer");
-    let model = teacher();
-    let mut student = student(&model, Some(16));
+    let model = models::teacher("stories260K");
+    let mut student = models::student(&model, Some(16), &[]);
     student.tensors.extend(named(&x, "initial."));
     let groups = AttentionTransfer::trained(&student, 0.0);
     let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };
@@ -104,8 +84,8 @@ fn attention_transfer_is_pytorchs() {
 #[test]
 fn lora_is_pytorchs() {
     let x = fixture("step_stories260K_lora");
-    let model = teacher();
-    let mut student = student(&model, Some(16));
+    let model = models::teacher("stories260K");
+    let mut student = models::student(&model, Some(16), &[]);
     student.adapt(adapter(), &model.spec, 0).unwrap();
     student.tensors.extend(named(&x, "initial."));
     let groups = Lora::trained(&student, &model, &adapter(), false, 0.0);
@@ -155,10 +135,10 @@ fn adamw_is_torchs() {
 
 #[test]
 fn every_trained_tensor_gets_a_gradient_and_frozen_ones_none() {
-    let model = teacher();
+    let model = models::teacher("stories260K");
     let ids: Vec<u32> = (0..2 * 96).map(|i| (i * 37 + 11) % 512).collect();
     for window in [None, Some(16)] {
-        let mut student = student(&model, window);
+        let mut student = models::student(&model, window, &[]);
         let check = |gradients: &Tensors, groups: &[Group], what: &str| {
             let names: Vec<&String> = groups.iter().flat_map(|g| &g.names).collect();
             assert_eq!(gradients.len(), names.len(), "{what}: exactly what trains has a gradient");
@@ -189,8 +169,8 @@ fn every_trained_tensor_gets_a_gradient_and_frozen_ones_none() {
 /// Central differences of the loss along a random direction, through all layers.
 #[test]
 fn end_to_end_gradients_are_differences() {
-    let model = teacher();
-    let mut student = student(&model, Some(16));
+    let model = models::teacher("stories260K");
+    let mut student = models::student(&model, Some(16), &[]);
     student.adapt(adapter(), &model.spec, 0).unwrap();
     for (name, t) in student.tensors.iter_mut().filter(|(n, _)| n.contains("lora_B")) {
         *t = common::random(name.len() as u64, t.dims(), 0.05);
@@ -214,8 +194,8 @@ fn end_to_end_gradients_are_differences() {
 
 #[test]
 fn recomputing_gives_the_same_gradients() {
-    let model = teacher();
-    let mut student = student(&model, Some(16));
+    let model = models::teacher("stories260K");
+    let mut student = models::student(&model, Some(16), &[]);
     student.adapt(adapter(), &model.spec, 3).unwrap();
     let ids: Vec<u32> = (0..2 * 64).map(|i| (i * 37 + 11) % 512).collect();
     let run = |recompute| end_to_end(View::student(&model, &student), &ids, 2, 1.0, &|_| true, recompute).unwrap();
@@ -258,7 +238,7 @@ impl Store for Memory {
 /// A run that dies between saves and starts again ends with the same bits as one that does not, for every schedule.
 #[test]
 fn resuming_changes_nothing() {
-    let model = teacher();
+    let model = models::teacher("stories260K");
     let ids: Vec<u32> = (0..64 * 40).map(|i| (i * i * 7 + i * 3) % 512).collect();
     let windows = Windows::new(ids.clone(), 64, "test").unwrap();
     let held_out = Windows::new(ids[..128].to_vec(), 64, "test").unwrap();
@@ -269,7 +249,7 @@ fn resuming_changes_nothing() {
             let mut store = Memory::default();
             for stop in stops.iter().map(|s| Some(*s)).chain([None]) {
                 store.stop_after = stop;
-                let mut student = student(&model, Some(16));
+                let mut student = models::student(&model, Some(16), &[]);
                 let trainer = Trainer {
                     stage: "test",
                     steps: 9,
@@ -300,8 +280,8 @@ fn resuming_changes_nothing() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_layer() {
-    let model = teacher();
-    let mut student = student(&model, Some(16));
+    let model = models::teacher("stories260K");
+    let mut student = models::student(&model, Some(16), &[]);
     let name = Student::tensor_name(3, "q_map");
     let broken = (&student.tensors[&name] * f64::NAN).unwrap();
     student.tensors.insert(name, broken);

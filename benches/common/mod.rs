@@ -1,30 +1,8 @@
 //! What the benches share.
 #![allow(dead_code)]
 
-use subquad::arch::{FORMAT, Spec};
-use subquad::checkpoint::{Checkpoint, Location};
-use subquad::mixer::{Combine, Window};
-use subquad::model::{Conversion, Model, Student};
-
-/// books-llama-7m.
-pub fn teacher() -> Model {
-    let checkpoint = Checkpoint::open(&Location::resolve("builtin:books-llama-7m", None).unwrap()).unwrap();
-    Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap()
-}
-
-/// Hedgehog at its initial values.
-pub fn student(model: &Model, window: Option<usize>) -> Student {
-    let conversion = Conversion {
-        format: FORMAT,
-        teacher_model_type: "llama".into(),
-        teacher: "builtin:books-llama-7m".into(),
-        mixer: "hedgehog".into(),
-        options: Default::default(),
-        window: window.map(|size| Window { size, combine: Combine::Joint }),
-        softmax_layers: vec![],
-    };
-    Student::new(conversion, &model.spec, 0).unwrap()
-}
+#[path = "../../tests/common/models.rs"]
+pub mod models;
 
 /// A field of /proc/self/status in 10^6 bytes: `VmHWM`, the largest resident size, or `VmRSS`, the present one.
 pub fn resident_mb(field: &str) -> f64 {

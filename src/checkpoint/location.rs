@@ -92,7 +92,7 @@ fn missing(text: &str, path: PathBuf) -> Error {
 }
 
 /// `OWNER/NAME` in the characters that the Hub allows.
-fn is_hub_id(text: &str) -> bool {
+pub fn is_hub_id(text: &str) -> bool {
     let allowed = |part: &str| {
         !part.is_empty()
             && !part.starts_with(['.', '-'])

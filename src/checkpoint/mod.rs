@@ -18,7 +18,7 @@ mod writer;
 pub use atomic::write_atomically;
 pub use builtin::{BUILTINS, Builtin};
 pub use files::Files;
-pub use location::Location;
+pub use location::{Location, is_hub_id};
 pub use open::{Checkpoint, TensorInfo};
 pub use tensors::{load_tensors, save_tensors};
 pub use writer::Writer;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::checkpoint::{Checkpoint, shown};
+use crate::checkpoint::{Checkpoint, is_hub_id, shown};
 use crate::evaluate::report::{Report, Score};
 use crate::model::{Model, Student};
 use crate::{Error, Result, mixer};
@@ -50,16 +50,14 @@ it as something that it is not.
 
 /// The teacher's Hub id, where `name` is one, or a folder of the cache that Hub clients share.
 fn hub_id(name: &str, teacher: &Checkpoint) -> Option<String> {
-    let allowed = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
     let cached = Path::new(name).iter().find_map(|part| part.to_str()?.strip_prefix("models--")?.split_once("--"));
-    // What was found at that path is a folder, whatever it looks like.
-    let written = name.split_once('/').filter(|_| !teacher.path().ends_with(name));
-    let (owner, rest) = cached.or(written)?;
-    (allowed(owner) && allowed(rest)).then(|| format!("{owner}/{rest}"))
+    let id = match cached {
+        Some((owner, rest)) => format!("{owner}/{rest}"),
+        // What was found at that path is a folder, whatever it looks like.
+        None if teacher.path().ends_with(name) => return None,
+        None => name.into(),
+    };
+    is_hub_id(&id).then_some(id)
 }
 
 /// What the Hub reads: lines that are not known are left out.

@@ -209,12 +209,15 @@ impl Trainer<'_> {
             best: None,
         };
         if let Some((mut tensors, words)) = store.load()? {
-            let damaged = || Error::Internal("the saved training state is damaged; start again with `--fresh`".into());
+            let damaged = || {
+                let what = format!("{}: the training state that an earlier run saved is damaged", self.stage);
+                Error::usage(what, "start again with `--fresh`")
+            };
             now.step = words.get("step").and_then(|s| s.parse().ok()).ok_or_else(damaged)?;
             let memory: Memory =
                 words.get("schedule").and_then(|s| serde_json::from_str(s).ok()).ok_or_else(damaged)?;
             now.scheduler.memory = memory;
-            now.optimizer.restore(&tensors, now.step)?;
+            now.optimizer.restore(&tensors, now.step).map_err(|_| damaged())?;
             let names: Vec<String> = now.optimizer.names().cloned().collect();
             for name in &names {
                 let tensor = tensors.remove(&format!("p.{name}")).ok_or_else(damaged)?;

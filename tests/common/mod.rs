@@ -1,6 +1,8 @@
 //! What the test files share.
 #![allow(dead_code)]
 
+pub mod models;
+
 use candle_core::{DType, Device, Tensor, Var as CandleVar};
 use rand::{RngExt, SeedableRng};
 use subquad::Result;

@@ -1,0 +1,26 @@
+//! Embedded teachers and untrained Hedgehog students of them.
+
+use subquad::arch::{FORMAT, Spec};
+use subquad::checkpoint::{Checkpoint, Location};
+use subquad::mixer::{Combine, Window};
+use subquad::model::{Conversion, Model, Student};
+
+/// The embedded teacher of that name.
+pub fn teacher(name: &str) -> Model {
+    let checkpoint = Checkpoint::open(&Location::resolve(&format!("builtin:{name}"), None).unwrap()).unwrap();
+    Model::load(&checkpoint, &Spec::of(&checkpoint).unwrap()).unwrap()
+}
+
+/// Hedgehog at its initial values in all layers but `softmax_layers`, beside a window under a joint normaliser.
+pub fn student(model: &Model, window: Option<usize>, softmax_layers: &[usize]) -> Student {
+    let conversion = Conversion {
+        format: FORMAT,
+        teacher_model_type: "llama".into(),
+        teacher: "a test's teacher".into(),
+        mixer: "hedgehog".into(),
+        options: Default::default(),
+        window: window.map(|size| Window { size, combine: Combine::Joint }),
+        softmax_layers: softmax_layers.to_vec(),
+    };
+    Student::new(conversion, &model.spec, 0).unwrap()
+}
