@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod attention_entropy;
 pub mod cpu;
+pub mod documents;
 pub mod elementwise;
 pub mod feature_map;
 pub mod head;
@@ -19,4 +20,5 @@ pub mod reference;
 pub mod rope;
 pub mod tape;
 
+pub use documents::Documents;
 pub use tape::{Gradients, Tape, Var};
