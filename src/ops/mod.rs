@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod documents;
 pub mod elementwise;
 pub mod feature_map;
+pub mod gated_linear_attention;
 pub mod head;
 pub mod linear;
 pub mod linear_attention;

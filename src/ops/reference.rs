@@ -69,3 +69,65 @@ pub fn joint_quotient(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, factor
     let num = (nw.broadcast_mul(&gamma.unsqueeze(1)?)? + nl)?;
     num.broadcast_div(&(dw.broadcast_mul(&gamma)? + dl)?.unsqueeze(D::Minus1)?)
 }
+
+/// The one recurrence behind all gated operators, token by token and document by document:
+///
+/// ```text
+/// S_t = diag(e^(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T      o_t = q_t^T S_t
+/// with a bonus u: o_t = q_t^T (S_{t-1} + diag(u) k_t v_t^T)
+/// ```
+///
+/// All heads are whole: q, k, g, a, b [B, T, H, K], v [B, T, H, V], u [H, K], S [B, H, K, V]. Returns o and the last S.
+pub struct Recurrence<'a> {
+    pub q: &'a Tensor,
+    pub k: &'a Tensor,
+    pub v: &'a Tensor,
+    pub gate: Option<&'a Tensor>,
+    pub transition: Option<(&'a Tensor, &'a Tensor)>,
+    pub bonus: Option<&'a Tensor>,
+    pub state: &'a Tensor,
+}
+
+impl Recurrence<'_> {
+    pub fn run(&self, documents: &super::Documents) -> Result<[Tensor; 2]> {
+        let (tokens, mut outputs, mut states) = (self.q.dim(1)?, vec![], vec![]);
+        for b in 0..self.q.dim(0)? {
+            let mut s = self.state.narrow(0, b, 1)?.squeeze(0)?;
+            let nothing = self.v.narrow(0, b, 1)?.narrow(1, 0, 1)?.squeeze(0)?.squeeze(0)?.zeros_like()?;
+            let nothing = nothing.narrow(0, 0, 1)?.broadcast_as((self.q.dim(2)?, self.v.dim(3)?))?;
+            let mut rows = vec![nothing; tokens];
+            for (i, document) in documents.row(b).iter().enumerate() {
+                if i > 0 {
+                    s = s.zeros_like()?;
+                }
+                for t in document.clone() {
+                    (rows[t], s) = self.token(b, t, s)?;
+                }
+            }
+            outputs.push(Tensor::stack(&rows, 0)?);
+            states.push(s);
+        }
+        Ok([Tensor::stack(&outputs, 0)?, Tensor::stack(&states, 0)?])
+    }
+
+    fn token(&self, b: usize, t: usize, s: Tensor) -> Result<(Tensor, Tensor)> {
+        let at = |x: &Tensor| x.narrow(0, b, 1)?.narrow(1, t, 1)?.squeeze(0)?.squeeze(0);
+        let read = |x: &Tensor, s: &Tensor| x.unsqueeze(2)?.broadcast_mul(s)?.sum(1);
+        let outer = |x: &Tensor, y: &Tensor| x.unsqueeze(2)?.broadcast_mul(&y.unsqueeze(1)?);
+        let (q, k, v) = (at(self.q)?, at(self.k)?, at(self.v)?);
+        let written = outer(&k, &v)?;
+        let decayed = match self.gate {
+            Some(g) => s.broadcast_mul(&at(g)?.exp()?.unsqueeze(2)?)?,
+            None => s.clone(),
+        };
+        let mut after = (decayed + &written)?;
+        if let Some((a, b)) = self.transition {
+            after = (after + outer(&at(b)?, &read(&at(a)?, &s)?)?)?;
+        }
+        let output = match self.bonus {
+            Some(u) => read(&q, &(s + written.broadcast_mul(&u.unsqueeze(2)?)?)?)?,
+            None => read(&q, &after)?,
+        };
+        Ok((output, after))
+    }
+}

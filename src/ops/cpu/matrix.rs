@@ -2,6 +2,7 @@
 
 use gemm::Parallelism;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A read-only `[rows, cols]` matrix.
 #[derive(Clone, Copy)]
@@ -36,6 +37,15 @@ impl<'a> Mat<'a> {
         Mat { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride, life }
     }
 
+    /// A part of it.
+    pub fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows && cols.start <= cols.end && cols.end <= self.cols);
+        // SAFETY: inside this matrix; an empty part is not read.
+        let ptr =
+            unsafe { self.ptr.offset(rows.start as isize * self.row_stride + cols.start as isize * self.col_stride) };
+        Mat { ptr, rows: rows.len(), cols: cols.len(), ..self }
+    }
+
     /// Row `i` of a matrix that was not transposed.
     pub fn row(&self, i: usize) -> &'a [f32] {
         assert!(i < self.rows && self.col_stride == 1);
@@ -64,6 +74,28 @@ impl<'a> MatMut<'a> {
     /// All `rows` of `cols` elements, `stride` apart, are valid for the lifetime and not aliased.
     pub unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, stride: usize) -> Self {
         MatMut { ptr, rows, cols, row_stride: stride as isize, life: PhantomData }
+    }
+
+    /// A part of it.
+    pub fn block(&mut self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows && cols.start <= cols.end && cols.end <= self.cols);
+        // SAFETY: inside this matrix, borrowed from it.
+        unsafe {
+            let ptr = self.ptr.offset(rows.start as isize * self.row_stride + cols.start as isize);
+            MatMut::from_raw(ptr, rows.len(), cols.len(), self.row_stride as usize)
+        }
+    }
+
+    /// The same, to read.
+    pub fn as_mat(&self) -> Mat<'_> {
+        Mat {
+            ptr: self.ptr,
+            rows: self.rows,
+            cols: self.cols,
+            row_stride: self.row_stride,
+            col_stride: 1,
+            life: PhantomData,
+        }
     }
 
     pub fn row(&mut self, i: usize) -> &mut [f32] {

@@ -1,6 +1,7 @@
 //! What CPU kernels share: strided matrices, vectorised row functions, and shared output buffers.
 
 pub mod allocator;
+pub mod decay;
 pub mod matrix;
 pub mod simd;
 
@@ -10,6 +11,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::documents::Documents;
 use crate::{Error, Result};
 
 /// The f32 elements of a contiguous CPU tensor, without a copy.
@@ -115,6 +117,43 @@ impl Groups {
     }
 }
 
+/// How the heads of a gated recurrence share states, and how work is split over them.
+#[derive(Debug, Clone, Copy)]
+pub struct Sharing {
+    pub batch: usize,
+    /// H, of queries.
+    pub heads: usize,
+    /// N: a state for every gate.
+    pub states: usize,
+    /// G, of keys and values.
+    pub kv_heads: usize,
+}
+
+impl Sharing {
+    /// Whether G divides N and N divides H.
+    pub fn fits(self) -> bool {
+        let divides = |a: usize, b: usize| a > 0 && b > 0 && b.is_multiple_of(a);
+        divides(self.kv_heads, self.states) && divides(self.states, self.heads)
+    }
+
+    /// (batch row, kv head) of every task: all that shares a kv head, since it adds to the same gradients.
+    pub fn tasks(self) -> impl rayon::iter::IndexedParallelIterator<Item = (usize, usize)> {
+        Groups { batch: self.batch, heads: self.heads, kv_heads: self.kv_heads }.tasks()
+    }
+
+    /// States of a kv head.
+    pub fn states_of(self, kv_head: usize) -> std::ops::Range<usize> {
+        let share = self.states / self.kv_heads;
+        kv_head * share..(kv_head + 1) * share
+    }
+
+    /// Query heads of a state.
+    pub fn queries_of(self, state: usize) -> std::ops::Range<usize> {
+        let share = self.heads / self.states;
+        state * share..(state + 1) * share
+    }
+}
+
 static POISON: AtomicBool = AtomicBool::new(false);
 
 /// Fills buffers that kernels must overwrite with NaN from now on: the operators' tests switch it on.
@@ -151,6 +190,19 @@ impl Output {
         // SAFETY: same layout and allocator; the elements are plain numbers that the caller writes before any read.
         let data = unsafe { Vec::from_raw_parts(data.as_mut_ptr().cast::<f32>(), n, data.capacity()) };
         Output { data, shape: shape.to_vec() }
+    }
+
+    /// Tokens [B, T, ..] that a kernel writes inside documents; zero outside.
+    pub fn padded(shape: &[usize], documents: &Documents) -> Self {
+        let mut output = Output::unwritten(shape);
+        let width: usize = shape[2..].iter().product();
+        for row in 0..documents.batch() {
+            for gap in documents.padding(row) {
+                let start = row * shape[1];
+                output.data[(start + gap.start) * width..(start + gap.end) * width].fill(0.0);
+            }
+        }
+        output
     }
 
     pub fn pointer(&mut self) -> OutputPointer {
