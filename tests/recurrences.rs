@@ -3,11 +3,14 @@
 
 mod common;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use common::{compare, difference, random};
 use std::sync::Arc;
 use subquad::Result;
-use subquad::ops::gated_linear_attention::{gated_linear_attention, gated_linear_attention_step};
+use subquad::ops::delta_rule::delta_rule;
+use subquad::ops::dplr::dplr;
+use subquad::ops::gated_linear_attention::gated_linear_attention;
+use subquad::ops::recurrent_step::{Token, recurrent_step};
 use subquad::ops::reference::{Recurrence, repeat_heads};
 use subquad::ops::{Documents, Var};
 
@@ -51,94 +54,159 @@ enum Gate {
     Vector,
 }
 
+const GATES: [Gate; 3] = [Gate::None, Gate::Scalar, Gate::Vector];
+
 /// Log gates of every strength: open, ordinary, nearly closed, shut.
 const STRENGTHS: [f32; 4] = [1e-3, 0.3, 8.0, 90.0];
 
-fn gates(kind: Gate, sizes: Sizes, strength: f32) -> Option<Tensor> {
-    let (b, t, _, n, _, k, _) = sizes;
-    let width = match kind {
-        Gate::None => return None,
-        Gate::Scalar => 1,
-        Gate::Vector => k,
-    };
-    Some(random(7, &[b, t, n, width], strength).abs().unwrap().neg().unwrap())
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Operator {
+    Linear,
+    Bonus,
+    Delta,
+    Dplr,
 }
 
-/// Whole heads for the definition.
-fn whole(x: &Tensor, heads: usize, width: usize) -> candle_core::Result<Tensor> {
-    let x = repeat_heads(x, heads)?;
-    x.broadcast_as((x.dim(0)?, x.dim(1)?, heads, width))
+const OPERATORS: [Operator; 4] = [Operator::Linear, Operator::Bonus, Operator::Delta, Operator::Dplr];
+
+/// The inputs of a call in one list, generic over what holds them: fast, reference and step read the same places.
+struct Inputs<'a, T> {
+    operator: Operator,
+    gated: bool,
+    x: &'a [T],
 }
 
-fn state_of_heads(s: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    repeat_heads(&s.transpose(1, 2)?.contiguous()?, heads)?.transpose(1, 2)
+impl<'a, T> Inputs<'a, T> {
+    fn q(&self) -> &'a T {
+        &self.x[0]
+    }
+    fn k(&self) -> &'a T {
+        &self.x[1]
+    }
+    fn v(&self) -> &'a T {
+        &self.x[2]
+    }
+    fn state(&self) -> &'a T {
+        &self.x[3]
+    }
+    fn gate(&self) -> Option<&'a T> {
+        self.gated.then(|| &self.x[4])
+    }
+    /// Bonus, beta, or a and b.
+    fn own(&self) -> &'a [T] {
+        &self.x[4 + usize::from(self.gated)..]
+    }
 }
 
-/// The state of the first query head of every state.
-fn states_of_heads(s: &Tensor, states: usize) -> candle_core::Result<Tensor> {
-    let (b, h, k, v) = s.dims4()?;
-    s.reshape((b, states, h / states, k, v))?.narrow(2, 0, 1)?.squeeze(2)
-}
-
-/// The inputs q, k, v, state, then the gate.
-fn inputs(sizes: Sizes, gate: Option<Tensor>) -> Vec<Tensor> {
+fn inputs(operator: Operator, gate: Gate, strength: f32, sizes: Sizes) -> Vec<Tensor> {
     let (b, t, h, n, g, k, v) = sizes;
+    // Keys of unit length and small transitions, as every mechanism has them: otherwise states explode.
+    let unit = |seed, shape: &[usize]| {
+        let x = random(seed, shape, 1.0);
+        x.broadcast_div(&x.sqr().unwrap().sum_keepdim(3).unwrap().sqrt().unwrap()).unwrap()
+    };
     let mut all = vec![
         random(1, &[b, t, h, k], 1.0),
-        random(2, &[b, t, g, k], 1.0),
+        if operator == Operator::Delta { unit(2, &[b, t, g, k]) } else { random(2, &[b, t, g, k], 1.0) },
         random(3, &[b, t, g, v], 1.0),
         random(4, &[b, n, k, v], 1.0),
     ];
-    all.extend(gate);
+    let width = match gate {
+        Gate::None => 0,
+        Gate::Scalar => 1,
+        Gate::Vector => k,
+    };
+    if width > 0 {
+        all.push(random(7, &[b, t, n, width], strength).abs().unwrap().neg().unwrap());
+    }
+    match operator {
+        Operator::Linear => {}
+        Operator::Bonus => all.push(random(8, &[h, k], 1.0)),
+        // Up to 2: eigenvalues down to -1.
+        Operator::Delta => all.push((random(8, &[b, t, n, 1], 1.0) + 1.0).unwrap()),
+        Operator::Dplr => all.extend([unit(8, &[b, t, n, k]).neg().unwrap(), unit(8, &[b, t, n, k])]),
+    }
     all
 }
 
-fn reference(x: &[Tensor], gated: bool, bonus: bool, documents: &Documents) -> candle_core::Result<Vec<Tensor>> {
-    let (heads, width, states) = (x[0].dim(2)?, x[0].dim(3)?, x[3].dim(1)?);
-    let gate = if gated { Some(whole(&x[4], heads, width)?) } else { None };
-    let [o, s] = Recurrence {
-        q: &x[0],
-        k: &repeat_heads(&x[1], heads)?,
-        v: &repeat_heads(&x[2], heads)?,
-        gate: gate.as_ref(),
-        transition: None,
-        bonus: if bonus { x.last() } else { None },
-        state: &state_of_heads(&x[3], heads)?,
-    }
-    .run(documents)?;
-    Ok(vec![o, states_of_heads(&s, states)?])
-}
-
-fn fast(x: &[Var], gated: bool, bonus: bool, documents: &Arc<Documents>) -> Result<Vec<Var>> {
-    let gate = if gated { Some(&x[4]) } else { None };
-    let bonus = if bonus { x.last() } else { None };
-    let (o, s) = gated_linear_attention(&x[0], &x[1], &x[2], gate, bonus, Some(&x[3]), documents)?;
+fn fast(i: &Inputs<Var>, documents: &Arc<Documents>) -> Result<Vec<Var>> {
+    let (o, s) = match i.operator {
+        Operator::Linear => gated_linear_attention(i.q(), i.k(), i.v(), i.gate(), None, Some(i.state()), documents)?,
+        Operator::Bonus => {
+            gated_linear_attention(i.q(), i.k(), i.v(), i.gate(), i.own().first(), Some(i.state()), documents)?
+        }
+        Operator::Delta => delta_rule(i.q(), i.k(), i.v(), &i.own()[0], i.gate(), Some(i.state()), documents)?,
+        Operator::Dplr => {
+            let transition = (&i.own()[0], &i.own()[1]);
+            dplr((i.q(), i.k(), i.v()), transition, i.gate(), Some(i.state()), documents)?
+        }
+    };
     Ok(vec![o, s])
 }
 
+fn reference(i: &Inputs<Tensor>, documents: &Documents) -> candle_core::Result<Vec<Tensor>> {
+    let (heads, width, states) = (i.q().dim(2)?, i.q().dim(3)?, i.state().dim(1)?);
+    // Whole heads, gates on every channel.
+    let whole = |x: &Tensor| {
+        let x = repeat_heads(x, heads)?;
+        x.broadcast_as((x.dim(0)?, x.dim(1)?, heads, width))
+    };
+    let gate = i.gate().map(whole).transpose()?;
+    let k = whole(i.k())?;
+    // The delta rule is a transition that reads k after the decay and takes beta k of it away.
+    let (write, transition) = match i.operator {
+        Operator::Linear | Operator::Bonus => (k, None),
+        Operator::Delta => {
+            let beta = whole(&i.own()[0])?;
+            let read = match &gate {
+                Some(gate) => (&k * gate.exp()?)?,
+                None => k.clone(),
+            };
+            let write = (&k * beta)?;
+            (write.clone(), Some((read, write.neg()?)))
+        }
+        Operator::Dplr => (k, Some((whole(&i.own()[0])?, whole(&i.own()[1])?))),
+    };
+    let state = repeat_heads(&i.state().transpose(1, 2)?.contiguous()?, heads)?.transpose(1, 2)?;
+    let recurrence = Recurrence {
+        q: i.q(),
+        k: &write,
+        v: &repeat_heads(i.v(), heads)?,
+        gate: gate.as_ref(),
+        transition: transition.as_ref().map(|(a, b)| (a, b)),
+        bonus: if i.operator == Operator::Bonus { i.own().first() } else { None },
+        state: &state,
+    };
+    let [o, s] = recurrence.run(documents)?;
+    let (b, _, k, v) = s.dims4()?;
+    // Query heads of one state all carry that state.
+    Ok(vec![o, s.reshape((b, states, heads / states, k, v))?.narrow(2, 0, 1)?.squeeze(2)?])
+}
+
+/// Every operator with every kind of gate; without gate and without a tensor of its own per state, the states are
+/// those of the keys.
+fn cases(sizes: Sizes) -> impl Iterator<Item = (Operator, Gate, Sizes)> {
+    OPERATORS.into_iter().flat_map(|o| GATES.into_iter().map(move |g| (o, g))).map(move |(o, g)| {
+        let shared = g == Gate::None && matches!(o, Operator::Linear | Operator::Bonus);
+        (o, g, if shared { with_states(sizes, sizes.4) } else { sizes })
+    })
+}
+
 #[test]
-fn gated_linear_attention_is_its_recurrence() {
+fn chunked_is_the_recurrence() {
     for &sizes in SIZES {
-        for kind in [Gate::None, Gate::Scalar, Gate::Vector] {
-            // Without a gate the states are those of keys.
-            let sizes = if kind == Gate::None { with_states(sizes, sizes.4) } else { sizes };
-            // The gradient of a shut gate, nearly zero, is a difference of sums that are not.
-            let tolerance = |strength: f32| if strength > 1.0 { 1e-3 } else { TOLERANCE };
+        for (operator, kind, sizes) in cases(sizes) {
             for strength in STRENGTHS.into_iter().take(if kind == Gate::None { 1 } else { 4 }) {
                 for documents in layouts(sizes.0, sizes.1) {
-                    for bonus in [false, true] {
-                        let gate = gates(kind, sizes, strength);
-                        let gated = gate.is_some();
-                        let mut x = inputs(sizes, gate);
-                        x.extend(bonus.then(|| random(8, &[sizes.2, sizes.5], 1.0)));
-                        compare(
-                            &format!("{kind:?} {strength} bonus {bonus} {sizes:?} {documents:?}"),
-                            &x,
-                            |x| fast(x, gated, bonus, &documents),
-                            |x| reference(x, gated, bonus, &documents),
-                            tolerance(strength),
-                        );
-                    }
+                    let gated = kind != Gate::None;
+                    compare(
+                        &format!("{operator:?} {kind:?} {strength} {sizes:?} {documents:?}"),
+                        &inputs(operator, kind, strength, sizes),
+                        |x| fast(&Inputs { operator, gated, x }, &documents),
+                        |x| reference(&Inputs { operator, gated, x }, &documents),
+                        // The gradient of a shut gate, nearly zero, is a difference of sums that are not.
+                        if strength > 1.0 { 1e-3 } else { TOLERANCE },
+                    );
                 }
             }
         }
@@ -146,39 +214,53 @@ fn gated_linear_attention_is_its_recurrence() {
 }
 
 #[test]
-fn gated_linear_attention_cut_anywhere_and_step() {
-    let sizes = (2, 150, 4, 2, 1, 8, 6);
-    for (kind, bonus) in [(Gate::None, false), (Gate::Scalar, false), (Gate::Vector, false), (Gate::Vector, true)] {
-        let sizes = if kind == Gate::None { with_states(sizes, 1) } else { sizes };
-        let gate = gates(kind, sizes, 0.5);
-        let x = inputs(sizes, gate.clone());
-        let u = bonus.then(|| Var::from(random(8, &[4, 8], 1.0)));
-        let part = |i: usize, from: usize, n: usize| Var::from(x[i].narrow(1, from, n).unwrap());
-        let run = |from: usize, n: usize, s: &Var| {
-            let gate = gate.as_ref().map(|_| part(4, from, n));
-            let documents = Documents::whole(2, n);
-            let (q, k, v) = (part(0, from, n), part(1, from, n), part(2, from, n));
-            gated_linear_attention(&q, &k, &v, gate.as_ref(), u.as_ref(), Some(s), &documents).unwrap()
+fn cut_anywhere_and_token_by_token() {
+    let tokens = 150;
+    for (operator, kind, sizes) in cases((2, tokens, 4, 2, 1, 8, 6)) {
+        let gated = kind != Gate::None;
+        let all = inputs(operator, kind, 0.5, sizes);
+        // Everything but state and bonus has tokens.
+        let part = |from: usize, n: usize, state: &Tensor| -> Vec<Tensor> {
+            let cut = |(i, x): (usize, &Tensor)| match (i, x.rank()) {
+                (3, _) => state.clone(),
+                (_, 4) => x.narrow(1, from, n).unwrap(),
+                _ => x.clone(),
+            };
+            all.iter().enumerate().map(cut).collect()
         };
-        let start = Var::from(x[3].clone());
-        let (whole, end) = run(0, 150, &start);
+        let run = |from: usize, n: usize, state: &Tensor| {
+            let x: Vec<Var> = part(from, n, state).into_iter().map(Var::from).collect();
+            let outputs = fast(&Inputs { operator, gated, x: &x }, &Documents::whole(2, n)).unwrap();
+            (outputs[0].value().clone(), outputs[1].value().clone())
+        };
+        let what = format!("{operator:?} {kind:?}");
+        let (whole, end) = run(0, tokens, &all[3]);
         for cut in [1, 63, 64, 65, 149] {
-            let (first, middle) = run(0, cut, &start);
-            let (second, last) = run(cut, 150 - cut, &middle);
-            let joined = Tensor::cat(&[first.value(), second.value()], 1).unwrap();
-            assert!(difference(&joined, whole.value()) < TOLERANCE, "{kind:?} cut at {cut}");
-            assert!(difference(last.value(), end.value()) < TOLERANCE, "{kind:?} state, cut at {cut}");
+            let (first, middle) = run(0, cut, &all[3]);
+            let (second, last) = run(cut, tokens - cut, &middle);
+            let joined = Tensor::cat(&[first, second], 1).unwrap();
+            assert!(difference(&joined, &whole) < TOLERANCE, "{what} cut at {cut}");
+            assert!(difference(&last, &end) < TOLERANCE, "{what}: state, cut at {cut}");
         }
-        let (mut s, mut outputs) = (x[3].clone(), vec![]);
-        for t in 0..150 {
-            let at = |i: usize| x[i].narrow(1, t, 1).unwrap();
-            let gate = gate.as_ref().map(|_| at(4));
-            let u = u.as_ref().map(Var::value);
-            let (o, after) = gated_linear_attention_step(&at(0), &at(1), &at(2), gate.as_ref(), u, &s).unwrap();
+        let (mut state, mut outputs) = (all[3].clone(), vec![]);
+        for t in 0..tokens {
+            let x = part(t, 1, &state);
+            let i = Inputs { operator, gated, x: &x };
+            let own = i.own();
+            let token = Token {
+                q: i.q(),
+                k: i.k(),
+                v: i.v(),
+                gate: i.gate(),
+                beta: if operator == Operator::Delta { own.first() } else { None },
+                transition: if operator == Operator::Dplr { Some((&own[0], &own[1])) } else { None },
+                bonus: if operator == Operator::Bonus { own.first() } else { None },
+            };
+            let (o, after) = recurrent_step(token, &state).unwrap();
             outputs.push(o);
-            s = after;
+            state = after;
         }
-        assert!(difference(&Tensor::cat(&outputs, 1).unwrap(), whole.value()) < TOLERANCE, "{kind:?} steps");
-        assert!(difference(&s, end.value()) < TOLERANCE && s.dtype() == DType::F32, "{kind:?} state of steps");
+        assert!(difference(&Tensor::cat(&outputs, 1).unwrap(), &whole) < TOLERANCE, "{what}: steps");
+        assert!(difference(&state, &end) < TOLERANCE, "{what}: state of steps");
     }
 }

@@ -9,8 +9,8 @@
 //! query heads: H query heads share the N states of the gates, and these the G heads of keys and values (G | N | H).
 
 use super::cpu::decay::{Decay, Read, add_rows, gate_gradient, state_terms, write};
-use super::cpu::simd::{axpy, dot, simd};
-use super::cpu::{Heads, Output, Sharing, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::simd::{axpy, dot, simd, triple};
+use super::cpu::{Heads, Output, Sharing, Slice, matrix::Mat, matrix::MatMut, zeroed};
 use super::documents::Documents;
 use super::tape::{Var, record};
 use crate::Result;
@@ -191,11 +191,6 @@ fn add_bonus(a: &mut [f32], q: Mat, k: Mat, u: &[f32]) {
     });
 }
 
-#[inline(always)]
-fn triple(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
-    x.iter().zip(y).zip(z).map(|((x, y), z)| x * y * z).sum()
-}
-
 /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
 /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do. The state before every chunk
 /// is computed once more, forward, and kept for the one head at hand.
@@ -246,10 +241,8 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 let len = rows.len();
                 scratch.decay.prepare(gates(rows), len);
                 let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                for buffer in [&mut scratch.inclusive, &mut scratch.exclusive] {
-                    buffer.clear();
-                    buffer.resize(len * gate_width, 0.0);
-                }
+                zeroed(&mut scratch.inclusive, len * gate_width);
+                zeroed(&mut scratch.exclusive, len * gate_width);
                 scratch.dk.resize(len * kw, 0.0);
                 scratch.dv.resize(len * vw, 0.0);
                 let r_mat = Mat::new(&r, kw, vw);
@@ -329,56 +322,4 @@ fn bonus_backward(
             }
         }
     });
-}
-
-/// One token in recurrent form: tensors as in [`gated_linear_attention`] with T = 1, no gradients.
-pub fn gated_linear_attention_step(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    gate: Option<&Tensor>,
-    bonus: Option<&Tensor>,
-    state: &Tensor,
-) -> Result<(Tensor, Tensor)> {
-    let (batch, states, kw, vw) = state.dims4()?;
-    let (before, q, k, v) = (Slice::of(state)?, Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
-    let gate = gate.map(Heads::of).transpose()?;
-    let bonus = bonus.map(Slice::of).transpose()?;
-    let sharing = Sharing { batch, heads: q.heads, states, kv_heads: k.heads };
-    let queries = sharing.queries_of(0).len();
-    let mut out = Output::zeros(&[batch, 1, q.heads, vw]);
-    let mut after = Output::unwritten(state.dims());
-    let outputs = out.data().par_chunks_mut(queries * vw).zip(after.data().par_chunks_mut(kw * vw)).enumerate();
-    outputs.for_each(|(i, (out, s))| {
-        let (b, n) = (i / states, i % states);
-        let g = n / (states / k.heads);
-        let (k, v) = (k.head(b, g, 0..1).row(0), v.head(b, g, 0..1).row(0));
-        s.copy_from_slice(&before[i * kw * vw..][..kw * vw]);
-        let read = |s: &[f32], out: &mut [f32]| {
-            for (h, out) in sharing.queries_of(n).zip(out.chunks_exact_mut(vw)) {
-                let q = q.head(b, h, 0..1).row(0);
-                s.chunks_exact(vw).zip(q).for_each(|(s, q)| axpy(out, *q, s));
-                if let Some(u) = &bonus {
-                    axpy(out, triple(q, k, &u[h * kw..][..kw]), v);
-                }
-            }
-        };
-        simd(|| {
-            if bonus.is_some() {
-                read(s, out);
-            }
-            let gate = gate.as_ref().map(|g| g.head(b, n, 0..1).row(0));
-            for (c, (s, k)) in s.chunks_exact_mut(vw).zip(k).enumerate() {
-                if let Some(gate) = gate {
-                    let f = super::cpu::simd::exp(gate[if gate.len() == 1 { 0 } else { c }]);
-                    s.iter_mut().for_each(|s| *s *= f);
-                }
-                axpy(s, *k, v);
-            }
-            if bonus.is_none() {
-                read(s, out);
-            }
-        });
-    });
-    Ok((out.tensor()?, after.tensor()?))
 }

@@ -152,7 +152,7 @@ impl Decay {
     fn prepare_blocks(&mut self) {
         self.blocks.clear();
         self.factors.clear();
-        let mut open = Vec::from([(0..self.tokens)]);
+        let mut open: Vec<_> = std::iter::once(0..self.tokens).collect();
         while let Some(part) = open.pop() {
             let w = self.width;
             let (first, last) = (&self.cumulative[part.start * w..][..w], &self.cumulative[(part.end - 1) * w..][..w]);
@@ -402,8 +402,8 @@ fn mask(read: Read, mut block: MatMut) {
 }
 
 /// From the gradients of G to those of g, backward over chunks: g_t reaches every G_s with s >= t. `running` [width]
-/// carries the sum over later tokens; `exclusive` holds the terms of tokens that stood before their own decay, which
-/// reach only earlier gates.
+/// carries the sum over later tokens; `exclusive` (empty: none) holds the terms of tokens that stood before their own
+/// decay, which reach only earlier gates.
 pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], mut out: MatMut) {
     let w = running.len();
     for i in (0..out.rows).rev() {
@@ -411,7 +411,7 @@ pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], 
         for d in 0..w {
             running[d] += f64::from(inclusive[i * w + d]);
             out[d] += running[d] as f32;
-            running[d] += f64::from(exclusive[i * w + d]);
+            running[d] += exclusive.get(i * w + d).map_or(0.0, |&x| f64::from(x));
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod decay;
 pub mod matrix;
 pub mod simd;
+pub mod triangular;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use parking_lot::RwLockReadGuard;
@@ -234,6 +235,12 @@ impl OutputPointer {
     pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
+}
+
+/// `n` zeros in a buffer that is kept.
+pub fn zeroed(buffer: &mut Vec<f32>, n: usize) {
+    buffer.clear();
+    buffer.resize(n, 0.0);
 }
 
 /// Gives f32 on the CPU; used where weights of any storage type enter a computation.

@@ -60,6 +60,12 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + tail
 }
 
+/// Sum of products of three rows.
+#[inline(always)]
+pub fn triple(x: &[f32], y: &[f32], z: &[f32]) -> f32 {
+    x.iter().zip(y).zip(z).map(|((x, y), z)| x * y * z).sum()
+}
+
 /// y += alpha x.
 #[inline(always)]
 pub fn axpy(y: &mut [f32], alpha: f32, x: &[f32]) {
