@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{CONFIG, Checkpoint, nearest, shown};
 use crate::error::{Error, Result};
+use crate::mixer::Site;
 use fields::Fields;
 
 /// `model_type` of the models that this crate writes.
@@ -125,6 +126,18 @@ impl Spec {
         add_generation_ends(&mut spec, checkpoint)?;
         check::check(&spec, checkpoint, conversion(checkpoint.config(), &path)?.is_some())?;
         Ok(spec)
+    }
+
+    /// What the mixer of a layer is told.
+    pub fn site(&self, layer: usize) -> Site {
+        Site {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            width: self.head_width,
+            model_width: self.width,
+            layer,
+            layers: self.layers,
+        }
     }
 
     /// Name and shape of every tensor of the teacher, in the order in which a forward pass needs them. A tied head is

@@ -9,7 +9,7 @@ use super::opened::Opened;
 use super::printer::Printer;
 use crate::arch;
 use crate::checkpoint::CONFIG;
-use crate::mixer::{self, Combine, HeadSizes, Options};
+use crate::mixer::{self, Combine};
 use crate::model::{Conversion, Student};
 use crate::{Error, Result};
 
@@ -154,31 +154,18 @@ impl Converted {
         };
         let conversion: Conversion =
             serde_json::from_value(block.clone().into()).map_err(|error| broken(error.to_string()))?;
-        let registration = mixer::find(&conversion.mixer)
-            .ok_or_else(|| broken(format!("the mixer `{}` is not known", conversion.mixer)))?;
-        let sizes = HeadSizes { heads: spec.heads, kv_heads: spec.kv_heads, width: spec.head_width };
-        let options = Options::new(registration.options, &conversion.options).map_err(|e| broken(e.to_string()))?;
-        let mixer =
-            (registration.build)(&options, sizes, conversion.window).map_err(|error| broken(error.to_string()))?;
-        let replaced_layers: Vec<usize> =
-            (0..spec.layers).filter(|layer| !conversion.softmax_layers.contains(layer)).collect();
-        let added: Vec<String> = replaced_layers
-            .iter()
-            .flat_map(|&layer| mixer.tensors().into_iter().map(move |t| Student::tensor_name(layer, t.name)))
-            .collect();
-        if let Some(name) = added.iter().find(|name| checkpoint.info(name).is_none()) {
+        let outline = Student::outline(conversion, spec).map_err(|error| broken(error.to_string()))?;
+        let added = outline.new_tensors();
+        if let Some((name, ..)) = added.iter().find(|(name, ..)| checkpoint.info(name).is_none()) {
             return Err(checkpoint.missing(name, |_| true));
         }
-        let per_layer: usize = mixer.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
-        let softmax = mixer::Softmax::new(sizes);
-        let kept = spec.layers - replaced_layers.len();
-        let keys_and_values = mixer::Mixer::state_bytes(&softmax, spec.context);
+        let keys_and_values = mixer::Mixer::state_bytes(&mixer::Softmax::new(spec.site(0)), spec.context);
         Ok(Some(Converted {
-            mixer_parameters: per_layer * replaced_layers.len(),
-            state_bytes: mixer.state_bytes(spec.context) * replaced_layers.len() + keys_and_values * kept,
+            mixer_parameters: added.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum(),
+            state_bytes: outline.state_bytes(spec.context),
             teacher_state_bytes: keys_and_values * spec.layers,
-            conversion,
-            replaced_layers,
+            replaced_layers: (0..spec.layers).filter(|&layer| outline.replaced(layer)).collect(),
+            conversion: outline.conversion,
         }))
     }
 

@@ -3,19 +3,22 @@
 //! A mixer sees a layer's heads and nothing else: no architecture, no device. Softmax attention is one more mixer, the
 //! one that every layer of a teacher uses.
 
+mod heads;
 mod hedgehog;
 pub mod initial;
 pub mod options;
 mod softmax;
+mod state;
 
 use crate::ops::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use std::collections::BTreeMap;
 
+pub use heads::{Bound, Heads};
 pub use initial::{Initial, NewTensor};
 pub use options::{OptionKind, OptionSpec, Options};
 pub use softmax::Softmax;
+pub use state::State;
 
 /// What is known of a mixer before any model is loaded.
 pub struct Registration {
@@ -31,26 +34,44 @@ pub struct Registration {
     pub build: Build,
 }
 
-/// Makes a mixer from its options, the heads' sizes and the window beside it.
-pub type Build = fn(&Options, HeadSizes, Option<Window>) -> Result<Box<dyn Mixer>>;
+/// Makes a mixer from its options, its place and the window beside it.
+pub type Build = fn(&Options, Site, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
 pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION];
+
+/// Builds the mixer `name` for a layer.
+pub fn build(
+    name: &str,
+    options: &serde_json::Map<String, serde_json::Value>,
+    site: Site,
+    window: Option<Window>,
+) -> Result<Box<dyn Mixer>> {
+    let registration = find(name).ok_or_else(|| {
+        Error::usage(format!("unknown mixer `{name}`"), "`subquad mixers` lists the mixers")
+    })?;
+    (registration.build)(&Options::new(registration.options, options)?, site, window)
+}
 
 /// The mixer of that name.
 pub fn find(name: &str) -> Option<&'static Registration> {
     MIXERS.iter().find(|m| m.name == name)
 }
 
-/// Heads of one attention layer.
+/// Where a mixer stands: sizes and depth of its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadSizes {
+pub struct Site {
     /// H
     pub heads: usize,
     /// G
     pub kv_heads: usize,
     /// K, and V of the teachers that we know.
     pub width: usize,
+    /// D
+    pub model_width: usize,
+    /// Counted from 0, of `layers`.
+    pub layer: usize,
+    pub layers: usize,
 }
 
 /// A softmax window beside the linear branch.
@@ -76,48 +97,6 @@ pub enum Branches {
     Both,
     WindowOnly,
     LinearOnly,
-}
-
-/// A layer's q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], after RoPE.
-pub struct Heads {
-    pub q: Var,
-    pub k: Var,
-    pub v: Var,
-}
-
-/// The tensors of one layer's mixer by their own names, bound to a tape where they train.
-#[derive(Default)]
-pub struct Bound(pub BTreeMap<String, Var>);
-
-impl Bound {
-    pub fn get(&self, name: &str) -> Result<&Var> {
-        self.0.get(name).ok_or_else(|| Error::Internal(format!("mixer tensor `{name}` is not bound")))
-    }
-}
-
-/// What a mixer keeps between calls: f32, plain data.
-#[derive(Default)]
-pub struct State {
-    pub tensors: BTreeMap<&'static str, Tensor>,
-    /// Tokens seen.
-    pub seen: usize,
-}
-
-impl State {
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
-    }
-
-    /// An independent copy: the two may go on differently.
-    pub fn fork(&self) -> Result<State> {
-        let copies = self.tensors.iter().map(|(k, t)| Ok((*k, t.copy()?)));
-        Ok(State { tensors: copies.collect::<Result<_>>()?, seen: self.seen })
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.tensors.values().map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
-    }
 }
 
 /// A sequence mixer of one layer.

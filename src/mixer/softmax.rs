@@ -1,21 +1,21 @@
 //! Softmax attention over all keys: o_i = sum_j softmax_j(q_i.k_j / sqrt K) v_j. The state grows with every token.
 
-use super::{Bound, Branches, HeadSizes, Heads, Mixer, State};
+use super::{Bound, Branches, Site, Heads, Mixer, State};
 use crate::Result;
 use crate::ops::{Var, attention, quotient};
 use candle_core::{DType, Tensor};
 
 pub struct Softmax {
-    sizes: HeadSizes,
+    site: Site,
 }
 
 impl Softmax {
-    pub fn new(sizes: HeadSizes) -> Self {
-        Softmax { sizes }
+    pub fn new(site: Site) -> Self {
+        Softmax { site }
     }
 
     fn scale(&self) -> f32 {
-        1.0 / (self.sizes.width as f32).sqrt()
+        1.0 / (self.site.width as f32).sqrt()
     }
 }
 
@@ -39,27 +39,29 @@ fn append(state: &mut State, name: &'static str, new: &Tensor) -> Result<Tensor>
 
 impl Mixer for Softmax {
     fn mix(&self, heads: &Heads, _: &Bound, state: Option<&mut State>, _: Branches) -> Result<Var> {
+        let (q, k) = heads.rotated()?;
         let (num, den) = match state {
-            None => attention::attention(&heads.q, &heads.k, &heads.v, None, self.scale())?,
+            None => attention::attention(q, k, &heads.v, None, self.scale())?,
             Some(state) => {
-                let k = append(state, "k", heads.k.value())?;
+                let k = append(state, "k", k.value())?;
                 let v = append(state, "v", heads.v.value())?;
                 state.seen = k.dim(1)?;
-                attention::attention(&heads.q, &k.into(), &v.into(), None, self.scale())?
+                attention::attention(q, &k.into(), &v.into(), None, self.scale())?
             }
         };
         quotient::quotient(&num, &den, 0.0)
     }
 
     fn step(&self, heads: &Heads, _: &Bound, state: &mut State) -> Result<Tensor> {
-        let k = append(state, "k", heads.k.value())?;
+        let (q, k) = heads.rotated()?;
+        let k = append(state, "k", k.value())?;
         let v = append(state, "v", heads.v.value())?;
         state.seen = k.dim(1)?;
-        let (num, den) = attention::attention_step(heads.q.value(), &k, &v, self.scale())?;
+        let (num, den) = attention::attention_step(q.value(), &k, &v, self.scale())?;
         Ok(quotient::quotient(&num.into(), &den.into(), 0.0)?.value().clone())
     }
 
     fn state_bytes(&self, context: usize) -> usize {
-        2 * context * self.sizes.kv_heads * self.sizes.width * 4
+        2 * context * self.site.kv_heads * self.site.width * 4
     }
 }

@@ -6,7 +6,7 @@ use super::weights::{Model, Target};
 use crate::Result;
 use crate::mixer::{Bound, Branches, Heads, Mixer, Softmax, State};
 use crate::ops::linear::linear;
-use crate::ops::rope::{Angles, rope};
+use crate::ops::rope::Angles;
 use crate::ops::{Tape, Var, elementwise, head, norm};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -77,7 +77,7 @@ impl<'a> View<'a> {
     pub fn mixer<R>(&self, layer: usize, f: impl FnOnce(&dyn Mixer) -> R) -> R {
         match self.student {
             Some(student) => f(student.mixer(layer)),
-            None => f(&Softmax::new(self.model.head_sizes())),
+            None => f(&Softmax::new(self.model.spec.site(layer))),
         }
     }
 
@@ -127,11 +127,9 @@ impl<'a> View<'a> {
         let (b, t, _) = x.value().dims3()?;
         let h = norm::rms_norm(x, &self.model.layers[layer].attn_norm, spec.norm_eps)?;
         let heads = |target, n: usize| self.linear(layer, target, &h, vars)?.reshape(&[b, t, n, spec.head_width]);
-        Ok(Heads {
-            q: rope(&heads(Target::Q, spec.heads)?, angles)?,
-            k: rope(&heads(Target::K, spec.kv_heads)?, angles)?,
-            v: heads(Target::V, spec.kv_heads)?,
-        })
+        let (q, k) = (heads(Target::Q, spec.heads)?, heads(Target::K, spec.kv_heads)?);
+        let heads = Heads::new(q, k, heads(Target::V, spec.kv_heads)?)?;
+        Ok(heads.of_layer(h, Some(angles.clone())))
     }
 
     /// A block's output from its input and its mixer's output.

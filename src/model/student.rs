@@ -3,7 +3,7 @@
 use super::adapter::Adapter;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint};
-use crate::mixer::{self, HeadSizes, Mixer, Options, Softmax, Window};
+use crate::mixer::{self, Mixer, Options, Softmax, Window};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ pub struct Student {
 impl Student {
     /// A student at its initial values.
     pub fn new(conversion: Conversion, spec: &Spec, seed: u64) -> Result<Student> {
-        let mut student = Student::without_tensors(conversion, spec)?;
+        let mut student = Student::outline(conversion, spec)?;
         for (name, shape, initial) in student.new_tensors() {
             student.tensors.insert(name.clone(), initial.tensor(&name, &shape, seed)?);
         }
@@ -53,7 +53,7 @@ impl Student {
         let conversion = serde_json::from_value(serde_json::Value::Object(block.clone())).map_err(|e| {
             Error::config(&path, format!("the block `subquad` cannot be read: {e}"), "export the model again")
         })?;
-        let mut student = Student::without_tensors(conversion, spec).map_err(|e| {
+        let mut student = Student::outline(conversion, spec).map_err(|e| {
             Error::config(&path, format!("the block `subquad` describes no model: {e}"), "export the model again")
         })?;
         for (name, shape, _) in student.new_tensors() {
@@ -62,7 +62,8 @@ impl Student {
         Ok(Some(student))
     }
 
-    fn without_tensors(conversion: Conversion, spec: &Spec) -> Result<Student> {
+    /// A student without its tensors: all that can be said of a conversion before it has any.
+    pub fn outline(conversion: Conversion, spec: &Spec) -> Result<Student> {
         let Some(registration) = mixer::find(&conversion.mixer) else {
             return Err(Error::usage(
                 format!("unknown mixer `{}`", conversion.mixer),
@@ -75,11 +76,10 @@ impl Student {
                 "name existing layers",
             ));
         }
-        let sizes = HeadSizes { heads: spec.heads, kv_heads: spec.kv_heads, width: spec.head_width };
         let options = Options::new(registration.options, &conversion.options)?;
         let mixers = (0..spec.layers).map(|l| match conversion.softmax_layers.contains(&l) {
-            true => Ok(Box::new(Softmax::new(sizes)) as Box<dyn Mixer>),
-            false => (registration.build)(&options, sizes, conversion.window),
+            true => Ok(Box::new(Softmax::new(spec.site(l))) as Box<dyn Mixer>),
+            false => (registration.build)(&options, spec.site(l), conversion.window),
         });
         let mixers = mixers.collect::<Result<_>>()?;
         let conversion = Conversion { options: options.values().clone(), ..conversion };
@@ -110,6 +110,11 @@ impl Student {
             self.mixer(layer).tensors().into_iter().map(move |t| (Self::tensor_name(layer, t.name), t.shape, t.initial))
         };
         (0..self.mixers.len()).flat_map(of).collect()
+    }
+
+    /// State bytes of one sequence after `context` tokens, all layers.
+    pub fn state_bytes(&self, context: usize) -> usize {
+        self.mixers.iter().map(|m| m.state_bytes(context)).sum()
     }
 
     /// A layer's mixer tensors by their short names.

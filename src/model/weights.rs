@@ -3,7 +3,6 @@
 use crate::Result;
 use crate::arch::{Names, Spec};
 use crate::checkpoint::Checkpoint;
-use crate::mixer::HeadSizes;
 use crate::ops::rope::Rotary;
 use candle_core::{DType, Tensor};
 
@@ -105,9 +104,6 @@ impl Model {
         })
     }
 
-    pub fn head_sizes(&self) -> HeadSizes {
-        HeadSizes { heads: self.spec.heads, kv_heads: self.spec.kv_heads, width: self.spec.head_width }
-    }
 
     /// Replaces the weight of one linear layer, when an adapter is merged.
     pub fn set_weight(&mut self, layer: usize, target: Target, weight: Tensor) {

@@ -6,7 +6,7 @@
 //! each element of the growing part (a window's keys and values) is read once per query head that shares it.
 
 use crate::arch::Spec;
-use crate::mixer::{HeadSizes, Mixer, Softmax};
+use crate::mixer::{Mixer, Softmax};
 use crate::model::{Adapter, Target};
 use crate::recipe::{AttentionTransfer, Lora};
 
@@ -56,7 +56,6 @@ pub(super) struct Cost {
 impl Costs {
     /// Of training windows of `sequence` tokens, with `replaced` layers converted to `mixer`.
     pub fn new(spec: &Spec, mixer: &dyn Mixer, replaced: usize, sequence: usize, threads: usize) -> Costs {
-        let sizes = HeadSizes { heads: spec.heads, kv_heads: spec.kv_heads, width: spec.head_width };
         let float = |n: usize| n as f64;
         let mixer_parameters: f64 =
             mixer.tensors().iter().map(|t| t.shape.iter().map(|&n| n as f64).product::<f64>()).sum();
@@ -64,7 +63,7 @@ impl Costs {
         let growing = float(mixer.state_bytes(sequence)) / F32 - fixed;
         let shared = float(spec.heads) / float(spec.kv_heads);
         // A query sees half of the keys on average.
-        let keys_and_values = float(Softmax::new(sizes).state_bytes(sequence)) / F32 / 2.0;
+        let keys_and_values = float(Softmax::new(spec.site(0)).state_bytes(sequence)) / F32 / 2.0;
         let head = float(spec.vocab) * float(spec.width);
         Costs {
             width: float(spec.width),

@@ -124,10 +124,10 @@ impl Plan {
         let checkpoint = Checkpoint::open(&location)?;
         let spec = teacher(recipe, &checkpoint)?;
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
-        let (student, mixer) = student::student(recipe, &spec)?;
+        let (student, outline) = student::student(recipe, &spec)?;
         let texts = texts::texts(recipe)?;
 
-        let costs = |sequence| Costs::new(&spec, &*mixer, student.replaced.len(), sequence, machine.threads);
+        let costs = |sequence| Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads);
         let stage = |(index, stage): (usize, &StageRecipe)| {
             let mut plan = StagePlan::empty(index, stage.kind());
             match stage {

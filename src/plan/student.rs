@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::elements;
-use crate::arch::Spec;
-use crate::mixer::{self, HeadSizes, Initial, Mixer, Options, Window};
-use crate::model::Student;
+use crate::arch::{FORMAT, Spec};
+use crate::mixer::{self, Initial, Mixer, Window};
+use crate::model::{Conversion, Student};
 use crate::recipe::Recipe;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The student before it has any weights.
 #[derive(Debug, Clone, Serialize)]
@@ -44,9 +44,9 @@ impl StudentPlan {
     }
 }
 
-/// The student, and the mixer of each of its replaced layers. What a recipe asks of a teacher that does not have it is
+/// The student, and its outline. What a recipe asks of a teacher that does not have it is
 /// refused.
-pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Box<dyn Mixer>)> {
+pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Student)> {
     let keep = &recipe.student.keep_softmax;
     if let Some(layer) = keep.largest().filter(|&layer| layer >= spec.layers) {
         return Err(recipe.mistake(
@@ -63,11 +63,20 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Box<
             "name fewer layers",
         ));
     }
-    let sizes = HeadSizes { heads: spec.heads, kv_heads: spec.kv_heads, width: spec.head_width };
-    let mixer = build(recipe, sizes)
+    let conversion = Conversion {
+        format: FORMAT,
+        // Not needed to say what the student will be.
+        teacher_model_type: String::new(),
+        teacher: String::new(),
+        mixer: recipe.student.mixer.clone(),
+        options: recipe.student.options.clone(),
+        window: recipe.student.window,
+        softmax_layers: softmax.clone(),
+    };
+    let outline = Student::outline(conversion, spec)
         .map_err(|error| recipe.mistake("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;
     let of_layer = |&layer: &usize| {
-        mixer.tensors().into_iter().map(move |tensor| NewTensor {
+        outline.mixer(layer).tensors().into_iter().map(move |tensor| NewTensor {
             name: Student::tensor_name(layer, tensor.name),
             short_name: tensor.name,
             layer,
@@ -75,25 +84,16 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Box<
             initial: words(tensor.initial),
         })
     };
-    let keys_and_values = mixer::Softmax::new(sizes).state_bytes(spec.context);
     let plan = StudentPlan {
         mixer: recipe.student.mixer.clone(),
         window: recipe.student.window,
         tensors: replaced.iter().flat_map(of_layer).collect(),
-        state_bytes: mixer.state_bytes(spec.context) * replaced.len() + keys_and_values * softmax.len(),
-        teacher_state_bytes: keys_and_values * spec.layers,
+        state_bytes: outline.state_bytes(spec.context),
+        teacher_state_bytes: mixer::Softmax::new(spec.site(0)).state_bytes(spec.context) * spec.layers,
         replaced,
         softmax,
     };
-    Ok((plan, mixer))
-}
-
-fn build(recipe: &Recipe, sizes: HeadSizes) -> Result<Box<dyn Mixer>> {
-    let student = &recipe.student;
-    let registration = mixer::find(&student.mixer).ok_or_else(|| {
-        Error::usage(format!("unknown mixer `{}`", student.mixer), "`subquad mixers` lists the mixers")
-    })?;
-    (registration.build)(&Options::new(registration.options, &student.options)?, sizes, student.window)
+    Ok((plan, outline))
 }
 
 fn words(initial: Initial) -> String {
