@@ -13,7 +13,8 @@
 use super::{Bound, Branches, Combine, HeadSizes, Heads, Initial, Mixer, NewTensor, State};
 use super::{OptionKind, OptionSpec, Registration};
 use crate::Result;
-use crate::ops::{Var, attention, attention_entropy, feature_map, linear_attention, quotient};
+use crate::ops::{Documents, Past, Sight, Var};
+use crate::ops::{attention, attention_entropy, feature_map, linear_attention, quotient};
 use candle_core::{DType, Tensor};
 
 /// LoLCATs' start of the window factor: sigmoid(-2.197) = 0.1.
@@ -89,16 +90,21 @@ impl Hedgehog {
         before: Option<(&Var, &Var)>,
         branches: Branches,
     ) -> Result<(Var, Option<(Tensor, Tensor)>)> {
-        let past = heads.k.value().dim(1)? - heads.q.value().dim(1)?;
-        let lag = self.window.unwrap_or(0).saturating_sub(past);
+        let (batch, tokens, _, _) = heads.q.value().dims4()?;
+        let documents = Documents::whole(batch, tokens);
+        let past = Past::whole(batch, heads.k.value().dim(1)? - tokens);
+        let sight = self.window.map(Sight::sliding);
         let linear = match features {
-            Some(f) => Some(linear_attention::linear_attention(&f.q, &f.k, &heads.v, lag, before)?),
+            Some(f) => {
+                Some(linear_attention::linear_attention(&f.q, &f.k, &heads.v, sight, &documents, &past, before)?)
+            }
             None => None,
         };
         let state = linear.as_ref().map(|l| (l.state.value().clone(), l.normaliser.value().clone()));
-        let window = match self.window {
-            Some(w) if branches != Branches::LinearOnly => {
-                Some(attention::attention(&heads.q, &heads.k, &heads.v, Some(w), self.scale())?)
+        let window = match sight {
+            Some(sight) if branches != Branches::LinearOnly => {
+                let Heads { q, k, v } = heads;
+                Some(attention::attention(q, k, v, sight, &documents, &past, self.scale())?)
             }
             _ => None,
         };
@@ -198,9 +204,10 @@ impl Mixer for Hedgehog {
             }
             None => None,
         };
-        let entering = entering.as_ref().map(|(b, v)| (b, v));
-        let (num, den, s, z) =
-            linear_attention::linear_attention_step(q.value(), entering, &state.tensors["s"], &state.tensors["z"])?;
+        let (documents, rows) = (Documents::whole(batch, 1), vec![0..1; batch]);
+        let entering = entering.as_ref().map(|(b, v)| linear_attention::Entering { b, v, rows: &rows });
+        let (s, z) = (&state.tensors["s"], &state.tensors["z"]);
+        let (num, den, s, z) = linear_attention::linear_attention_step(q.value(), entering, &documents, s, z)?;
         state.tensors.insert("s", s);
         state.tensors.insert("z", z);
         state.seen += 1;
@@ -208,7 +215,9 @@ impl Mixer for Hedgehog {
         let output = match window {
             None => quotient::quotient(&num, &den, EPS)?,
             Some((k, v)) => {
-                let (nw, dw) = attention::attention_step(heads.q.value(), &k, &v, self.scale())?;
+                let past = Past::whole(batch, k.dim(1)? - 1);
+                let (q, sight) = (heads.q.value(), Sight::sliding(size));
+                let (nw, dw) = attention::attention_step(q, &k, &v, sight, &documents, &past, self.scale())?;
                 state.tensors.insert("k", k);
                 state.tensors.insert("v", v);
                 quotient::joint_quotient((&nw.into(), &dw.into()), (&num, &den), bound.get("window_factor")?)?
@@ -226,7 +235,9 @@ impl Mixer for Hedgehog {
         let factor = if self.window.is_some() { Some(bound.get("window_factor")?) } else { None };
         let window = self.window.zip(factor);
         let (q, k) = (heads.q.value(), heads.k.value());
-        let loss = attention_entropy::attention_entropy(q, k, &features.q, &features.k, window, self.scale())?;
+        let documents = Documents::whole(q.dim(0)?, q.dim(1)?);
+        let (a, b) = (&features.q, &features.k);
+        let loss = attention_entropy::attention_entropy(q, k, a, b, window, &documents, self.scale())?;
         Ok((output, Some(loss)))
     }
 

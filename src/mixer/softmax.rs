@@ -2,7 +2,7 @@
 
 use super::{Bound, Branches, HeadSizes, Heads, Mixer, State};
 use crate::Result;
-use crate::ops::{Var, attention, quotient};
+use crate::ops::{Documents, Past, Sight, Var, attention, quotient};
 use candle_core::{DType, Tensor};
 
 pub struct Softmax {
@@ -39,23 +39,32 @@ fn append(state: &mut State, name: &'static str, new: &Tensor) -> Result<Tensor>
 
 impl Mixer for Softmax {
     fn mix(&self, heads: &Heads, _: &Bound, state: Option<&mut State>, _: Branches) -> Result<Var> {
+        let (batch, tokens, _, _) = heads.q.value().dims4()?;
+        let documents = Documents::whole(batch, tokens);
         let (num, den) = match state {
-            None => attention::attention(&heads.q, &heads.k, &heads.v, None, self.scale())?,
+            None => {
+                let past = Past::none(batch);
+                attention::attention(&heads.q, &heads.k, &heads.v, Sight::ALL, &documents, &past, self.scale())?
+            }
             Some(state) => {
+                let past = Past::whole(batch, state.seen);
                 let k = append(state, "k", heads.k.value())?;
                 let v = append(state, "v", heads.v.value())?;
                 state.seen = k.dim(1)?;
-                attention::attention(&heads.q, &k.into(), &v.into(), None, self.scale())?
+                attention::attention(&heads.q, &k.into(), &v.into(), Sight::ALL, &documents, &past, self.scale())?
             }
         };
         quotient::quotient(&num, &den, 0.0)
     }
 
     fn step(&self, heads: &Heads, _: &Bound, state: &mut State) -> Result<Tensor> {
+        let batch = heads.q.value().dim(0)?;
+        let (documents, past) = (Documents::whole(batch, 1), Past::whole(batch, state.seen));
         let k = append(state, "k", heads.k.value())?;
         let v = append(state, "v", heads.v.value())?;
         state.seen = k.dim(1)?;
-        let (num, den) = attention::attention_step(heads.q.value(), &k, &v, self.scale())?;
+        let q = heads.q.value();
+        let (num, den) = attention::attention_step(q, &k, &v, Sight::ALL, &documents, &past, self.scale())?;
         Ok(quotient::quotient(&num.into(), &den.into(), 0.0)?.value().clone())
     }
 
