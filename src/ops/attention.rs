@@ -12,7 +12,7 @@
 
 use super::Documents;
 use super::cpu::simd::{axpy, dot, exp_minus, max, simd, sum};
-use super::cpu::{Groups, Heads, Output, OutputPointer, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::sight::{Past, Sight, Span, Tile, placed};
 use super::tape::{Var, record};
 use crate::{Error, Result};
@@ -48,16 +48,6 @@ impl Call {
     /// Index of (batch row, query, head) in a `[B, Tq, H]` tensor.
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
         (batch * self.queries + query) * self.groups.heads + head
-    }
-
-    /// Zeroes `width` elements of every padding query of head `head`.
-    ///
-    /// # Safety
-    /// The caller's task alone owns that head of the batch row in `to`, a `[B, Tq, H, width]` buffer.
-    unsafe fn clear_padding(&self, to: OutputPointer, batch: usize, head: usize, width: usize) {
-        for query in self.documents.padding(batch).flatten() {
-            unsafe { to.slice(self.at(batch, query, head) * width, width).fill(0.0) };
-        }
     }
 }
 
@@ -146,9 +136,9 @@ fn check(sight: Sight, documents: &Documents, past: &Past, [batch, queries, keys
 /// Scores of a tile: row r holds s_ij for the tile's keys, those that it does not see zeroed later.
 fn scores(q: Mat, k: &Heads, (b, g): (usize, usize), keys: &Keys, scale: f32, buffer: &mut Vec<f32>) {
     buffer.resize(q.rows * keys.count, 0.0);
-    for (at, run) in placed(&keys.runs) {
-        let n = run.len();
-        MatMut::strided(&mut buffer[at..], q.rows, n, keys.count).product(scale, q, k.head(b, g, run).t(), 0.0);
+    for (place, run) in placed(&keys.runs) {
+        let mut all = MatMut::new(buffer, q.rows, keys.count);
+        all.block(0..q.rows, place).product(scale, q, k.head(b, g, run).t(), 0.0);
     }
 }
 
@@ -156,17 +146,11 @@ fn forward(call: &Call, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, T
     let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
     let rows = [call.groups.batch, call.queries, call.groups.heads];
     let width = call.value_width;
-    let mut num = Output::unwritten(&[rows[0], rows[1], rows[2], width]);
-    let (mut den, mut maxima) = (Output::unwritten(&rows), Output::unwritten(&rows));
+    let mut num = Output::padded(&[rows[0], rows[1], rows[2], width], &call.documents);
+    let (mut den, mut maxima) = (Output::padded(&rows, &call.documents), Output::padded(&rows, &call.documents));
     let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
     call.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
         for h in call.groups.heads_of(g) {
-            // SAFETY: head h of this task's batch row.
-            unsafe {
-                call.clear_padding(num_at, b, h, width);
-                call.clear_padding(den_at, b, h, 1);
-                call.clear_padding(max_at, b, h, 1);
-            }
             for (tile, keys) in call.tiles(b) {
                 scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, call.scale, buffer);
                 simd(|| {
@@ -187,9 +171,10 @@ fn forward(call: &Call, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, T
                 let start = call.at(b, tile.tokens.start, h) * width;
                 // SAFETY: rows of head h of this task's batch row.
                 let mut out = unsafe { num_at.rows(start, tile.tokens.len(), width, call.groups.heads * width) };
-                for (at, run) in placed(&keys.runs) {
-                    let weights = Mat::strided(&buffer[at..], tile.tokens.len(), run.len(), keys.count);
-                    out.product(1.0, weights, v.head(b, g, run), if at == 0 { 0.0 } else { 1.0 });
+                let weights = Mat::new(buffer, out.rows, keys.count);
+                for (place, run) in placed(&keys.runs) {
+                    let beta = if place.start == 0 { 0.0 } else { 1.0 };
+                    out.product(1.0, weights.block(0..weights.rows, place), v.head(b, g, run), beta);
                 }
             }
         }
@@ -210,14 +195,12 @@ fn backward(call: &Call, inputs: Inputs, wanted: [bool; 3], mut g: Vec<Option<Te
     let dnum = g.pop().flatten().map_or_else(|| zeros(&[rows[0], rows[1], rows[2], call.value_width]), Ok)?;
     let (dnum, dden) = (Heads::of(&dnum)?, Slice::of(&dden)?);
     let (width, kv) = (q.width, call.groups.kv_heads);
-    let mut dq = Output::unwritten(q_tensor.dims());
+    let mut dq = Output::padded(q_tensor.dims(), &call.documents);
     let mut dk = Output::zeros(k_tensor.dims());
     let mut dv = Output::zeros(v_tensor.dims());
     let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
     call.groups.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
         for h in call.groups.heads_of(g) {
-            // SAFETY: head h of this task's batch row.
-            unsafe { call.clear_padding(dq_at, b, h, width) };
             for (tile, keys) in call.tiles(b) {
                 let (rows, n) = (tile.tokens.len(), keys.count);
                 let q_rows = q.head(b, h, tile.tokens.clone());
@@ -256,25 +239,28 @@ fn backward(call: &Call, inputs: Inputs, wanted: [bool; 3], mut g: Vec<Option<Te
                         }
                     }
                 });
-                for (at, run) in placed(&keys.runs) {
-                    let m = run.len();
-                    let first = (b * call.keys + run.start) * kv + g;
+                let p = Mat::new(weights, rows, n);
+                for (place, run) in placed(&keys.runs) {
+                    let (m, first) = (run.len(), (b * call.keys + run.start) * kv + g);
                     // SAFETY: dq rows of head h, dk and dv rows of kv head g: this task's alone.
                     unsafe {
                         if wanted[2] {
-                            let p = Mat::strided(&weights[at..], rows, m, n);
                             let mut dv = dv_at.rows(first * v.width, m, v.width, kv * v.width);
-                            dv.product(1.0, p.t(), dnum_rows, 1.0);
+                            dv.product(1.0, p.block(0..rows, place.clone()).t(), dnum_rows, 1.0);
                         }
+                        if !(wanted[0] || wanted[1]) {
+                            continue;
+                        }
+                        let d = Mat::new(ds, rows, n).block(0..rows, place.clone());
                         if wanted[0] {
                             let start = call.at(b, tile.tokens.start, h) * width;
                             let mut dq = dq_at.rows(start, rows, width, call.groups.heads * width);
-                            let d = Mat::strided(&ds[at..], rows, m, n);
-                            dq.product(call.scale, d, k.head(b, g, run), if at == 0 { 0.0 } else { 1.0 });
+                            let beta = if place.start == 0 { 0.0 } else { 1.0 };
+                            dq.product(call.scale, d, k.head(b, g, run), beta);
                         }
                         if wanted[1] {
                             let mut dk = dk_at.rows(first * width, m, width, kv * width);
-                            dk.product(call.scale, Mat::strided(&ds[at..], rows, m, n).t(), q_rows, 1.0);
+                            dk.product(call.scale, d.t(), q_rows, 1.0);
                         }
                     }
                 }
@@ -314,9 +300,9 @@ pub fn attention_step(
             }
             let m = max(scores);
             *den = exp_minus(scores, m);
-            for (at, run) in placed(&keys.runs) {
-                let values = v.head(b, h / group, run.clone());
-                for (j, p) in scores[at..at + run.len()].iter().enumerate() {
+            for (place, run) in placed(&keys.runs) {
+                let values = v.head(b, h / group, run);
+                for (j, p) in scores[place].iter().enumerate() {
                     axpy(num, *p, values.row(j));
                 }
             }

@@ -130,9 +130,9 @@ pub fn linear_attention(
 fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys, buffer: &mut Vec<f32>) {
     let n = keys.count;
     buffer.resize(a.rows * n, 0.0);
-    for (at, run) in placed(&keys.runs) {
-        let width = run.len();
-        MatMut::strided(&mut buffer[at..], a.rows, width, n).product(1.0, a, b.head(batch, head, run).t(), 0.0);
+    for (place, run) in placed(&keys.runs) {
+        let mut all = MatMut::new(buffer, a.rows, n);
+        all.block(0..a.rows, place).product(1.0, a, b.head(batch, head, run).t(), 0.0);
     }
     if n > 0 {
         for (row, &seen) in buffer.chunks_exact_mut(n).zip(&keys.seen) {
@@ -151,8 +151,8 @@ fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
     let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
     let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
     let Call { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *call;
-    let mut num = Output::unwritten(&[batch, queries, heads, value_width]);
-    let mut den = Output::unwritten(&[batch, queries, heads]);
+    let mut num = Output::padded(&[batch, queries, heads, value_width], &call.documents);
+    let mut den = Output::padded(&[batch, queries, heads], &call.documents);
     let mut state = Output::unwritten(&[batch, heads, features, value_width]);
     let mut normaliser = Output::unwritten(&[batch, heads, features]);
     let (num_at, den_at) = (num.pointer(), den.pointer());
@@ -160,12 +160,8 @@ fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
     call.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
         for h in call.groups.heads_of(g) {
             let row = i * heads + h;
-            // SAFETY: state, normaliser and padding of (i, h) belong to this task.
+            // SAFETY: state and normaliser of (i, h) belong to this task.
             let (s, z) = unsafe {
-                for query in call.documents.padding(i).flatten() {
-                    num_at.slice(call.at(i, query, h) * value_width, value_width).fill(0.0);
-                    den_at.slice(call.at(i, query, h), 1).fill(0.0);
-                }
                 (state_at.slice(row * call.state(), call.state()), normaliser_at.slice(row * features, features))
             };
             s.copy_from_slice(&s0[row * call.state()..][..call.state()]);
@@ -183,8 +179,9 @@ fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
                     num_at.rows(start, a.rows, value_width, heads * value_width)
                 };
                 out.product(1.0, a, Mat::new(s, features, value_width), 0.0);
-                for (at, run) in placed(&keys.runs) {
-                    out.product(1.0, Mat::strided(&p[at..], a.rows, run.len(), keys.count), v.head(i, g, run), 1.0);
+                let inside = Mat::new(p, a.rows, keys.count);
+                for (place, run) in placed(&keys.runs) {
+                    out.product(1.0, inside.block(0..a.rows, place), v.head(i, g, run), 1.0);
                 }
                 simd(|| {
                     for (r, query) in chunk.tokens.enumerate() {
@@ -272,7 +269,7 @@ fn backward(
                     da.product(1.0, dnum, Mat::new(s, features, value_width).t(), 0.0);
                 }
                 for (place, run) in placed(&keys.runs) {
-                    let dp = Mat::strided(&scratch.dp[place..], rows, run.len(), n);
+                    let dp = Mat::new(&scratch.dp, rows, n).block(0..rows, place.clone());
                     let (b, v) = (b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
                     if wanted[0] {
                         da.product(1.0, dp, b, 1.0);
@@ -288,7 +285,7 @@ fn backward(
                         // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
                         let mut dv = unsafe { head_rows(at[2], &inputs[2], i, kv, &run) };
                         dv.product(1.0, b, Mat::new(&big_r, features, value_width), 1.0);
-                        dv.product(1.0, Mat::strided(&scratch.p[place..], rows, run.len(), n).t(), dnum, 1.0);
+                        dv.product(1.0, Mat::new(&scratch.p, rows, n).block(0..rows, place).t(), dnum, 1.0);
                     }
                 }
                 if wanted[0] {

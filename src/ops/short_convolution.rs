@@ -197,8 +197,7 @@ pub fn short_convolution(
 }
 
 fn forward(call: &Call, inputs: &Inputs) -> Result<Vec<Tensor>> {
-    let mut y = Output::unwritten(&[call.batch, call.tokens, call.channels]);
-    clear_padding(call, &mut y);
+    let mut y = Output::padded(&[call.batch, call.tokens, call.channels], &call.documents);
     let y_at = y.pointer();
     call.blocks().into_par_iter().for_each(|block| {
         simd(|| {
@@ -221,14 +220,6 @@ fn forward(call: &Call, inputs: &Inputs) -> Result<Vec<Tensor>> {
         }
     }
     Ok(vec![y.tensor()?, tail.tensor()?])
-}
-
-fn clear_padding(call: &Call, to: &mut Output) {
-    for row in 0..call.batch {
-        for token in call.documents.padding(row).flatten() {
-            to.data()[call.at(row, token)].fill(0.0);
-        }
-    }
 }
 
 /// With u the sum before the activation and du = dy f'(u): dweight_nj = sum_t du_tn x_{t-(W-1)+j, n},
@@ -280,8 +271,7 @@ fn backward(call: &Call, values: &Values, mut g: Vec<Option<Tensor>>) -> Result<
     let dweight: Vec<f32> = (0..channels * taps).map(|i| sums[i % taps * channels + i / taps]).collect();
     let dbias = sums.split_off(taps * channels);
 
-    let mut dx = Output::unwritten(values.x.dims());
-    clear_padding(call, &mut dx);
+    let mut dx = Output::padded(values.x.dims(), &call.documents);
     let (du, dx_at) = (&*du.data(), dx.pointer());
     blocks.par_iter().for_each(|block| simd(|| input_gradient(call, &inputs, block, du, dx_at)));
     let mut dbefore = Output::zeros(&[call.batch, taps - 1, channels]);

@@ -253,11 +253,11 @@ impl Columns {
 }
 
 /// Runs of columns with the place of each in a buffer that holds them side by side.
-pub(super) fn placed(runs: &[Range<usize>]) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
-    runs.iter().scan(0, |at, run| {
-        let place = *at;
-        *at += run.len();
-        Some((place, run.clone()))
+pub(super) fn placed(runs: &[Range<usize>]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + '_ {
+    runs.iter().scan(0, |end, run| {
+        let start = *end;
+        *end += run.len();
+        Some((start..*end, run.clone()))
     })
 }
 

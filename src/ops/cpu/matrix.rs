@@ -70,13 +70,6 @@ impl<'a> MatMut<'a> {
         unsafe { Self::from_raw(data.as_mut_ptr(), rows, cols, cols) }
     }
 
-    /// `stride` elements between the starts of rows.
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(cols <= stride && (rows == 0 || (rows - 1) * stride + cols <= data.len()));
-        // SAFETY: inside the slice, and rows do not overlap.
-        unsafe { Self::from_raw(data.as_mut_ptr(), rows, cols, stride) }
-    }
-
     /// # Safety
     /// All `rows` of `cols` elements, `stride` apart, are valid for the lifetime and not aliased.
     pub unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, stride: usize) -> Self {
