@@ -3,7 +3,8 @@
 //!
 //! The student's rows are those of a window (or none) and normalised features under one normaliser:
 //! a_ij = (gamma e^(s_ij - m_i) [j in window] + phi_ij [j <= i - w]) / (the same summed over j), phi_ij = a_i . b_j.
-//! Rows are made, used and dropped a tile at a time, keys and the mean are those of documents; loss and gradient come from the same pass.
+//! Keys are those of the query's document, the mean is over the tokens of documents. Rows are made, used and dropped a
+//! tile at a time; loss and gradient come from the same pass.
 
 use super::Documents;
 use super::cpu::simd::{exp, exp_minus, max, sigmoid, simd, sum};

@@ -6,8 +6,8 @@
 //! num_i = a_i^T S_e      den_i = a_i . z_e
 //! ```
 //!
-//! Alone, e = i: every key enters with its own query. Beside a window ([`Sight`]) a key enters when it leaves the window
-//! and sinks never do, so that each key is seen by one of the two: a sliding window of w keys is a lag, e = i - w.
+//! Alone, e = i: every key enters with its own query. Beside a window ([`Sight`]) a key enters when it leaves it, and
+//! sinks never do, so that each key is seen by one of the two: a sliding window of w keys is a lag, e = i - w.
 //! Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and memory are linear in T.
 
 use super::Documents;

@@ -1,8 +1,8 @@
 //! From numerators and denominators to an output: o = (gamma num_w + num_l) / (gamma den_w + den_l + eps).
 //!
 //! gamma = sigmoid(factor) weighs a softmax window against a linear branch under one joint normaliser (LoLCATs,
-//! arXiv 2410.10254). With one branch it is that branch's own quotient. Where the denominator is zero, as in padding, so
-//! is the output, and no gradient passes.
+//! arXiv 2410.10254). With one branch it is that branch's own quotient. Where the denominator is zero, as in padding,
+//! so is the output, and no gradient passes.
 
 use super::cpu::simd::{dot, sigmoid, simd};
 use super::cpu::{Output, Slice};

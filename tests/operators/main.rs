@@ -27,6 +27,7 @@ const SHAPES: &[(usize, usize, usize, usize, usize, usize)] = &[
 
 /// Ways to lay documents in rows: whole; padding of different length before; several documents, padding between and after
 /// them, and rows without any.
+#[allow(clippy::single_range_in_vec_init, reason = "one document, not its tokens")]
 fn layouts(batch: usize, tokens: usize) -> Vec<Arc<Documents>> {
     let mut all = vec![Documents::whole(batch, tokens)];
     let mut add = |rows: [Vec<std::ops::Range<usize>>; 2]| {
@@ -34,7 +35,7 @@ fn layouts(batch: usize, tokens: usize) -> Vec<Arc<Documents>> {
     };
     if tokens > 4 {
         let (a, b) = (tokens / 3 + 1, tokens / 2 + 1);
-        add([vec![(1..tokens)], vec![(b..tokens)]]);
+        add([vec![1..tokens], vec![b..tokens]]);
         add([vec![1..a, a..b, b + 1..tokens], vec![0..tokens - 2]]);
         add([vec![0..2, 3..tokens - 1], vec![]]);
     }
