@@ -11,10 +11,10 @@ use common::models;
 
 use candle_core::{Device, Tensor};
 use std::time::Instant;
-use subquad::mixer::{Bound, Branches, HeadSizes, Heads, Mixer, Softmax};
+use subquad::mixer::{Bound, Branches, Heads, Mixer, Site, Softmax};
 use subquad::ops::{Tape, Var};
 
-const SIZES: HeadSizes = HeadSizes { heads: 4, kv_heads: 2, width: 64 };
+const SIZES: Site = Site { heads: 4, kv_heads: 2, width: 64, model_width: 256, layer: 0, layers: 6 };
 
 fn main() {
     if let (Some(mixer), Some(tokens)) = (common::argument("--measure"), common::argument("--tokens")) {
@@ -49,7 +49,7 @@ fn measure(name: &str, tokens: usize) {
     let step = || {
         let tape = Tape::new();
         let leaf = |x: &Tensor| tape.leaf(x.clone());
-        let heads = Heads { q: leaf(&q), k: leaf(&k), v: leaf(&v) };
+        let heads = Heads::new(leaf(&q), leaf(&k), leaf(&v)).unwrap();
         let tensors = mixer.tensors().into_iter();
         let bind = |t: subquad::mixer::NewTensor| {
             let value = t.initial.tensor(t.name, &t.shape, 0).unwrap();

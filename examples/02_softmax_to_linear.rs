@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 use subquad::arch::Spec;
 use subquad::checkpoint::{Checkpoint, Location};
-use subquad::mixer::{self, Bound, Branches, Combine, HeadSizes, Heads, Mixer, Options, Softmax, State, Window};
+use subquad::mixer::{self, Bound, Branches, Combine, Heads, Mixer, Options, Site, Softmax, State, Window};
 use subquad::model::{Flow, Model, View};
 use subquad::ops::{Var, feature_map::two_softmaxes};
 use subquad::text::{Tokenizer, documents, tokenize};
@@ -35,10 +35,10 @@ fn recurrence(q: &[Vec<f32>], k: &[Vec<f32>], v: &[Vec<f32>]) -> Vec<Vec<f32>> {
 }
 
 /// The mixer `hedgehog` as a recipe would build it, with its tensors at their initial values: identity maps.
-fn hedgehog(sizes: HeadSizes, window: Option<usize>) -> Result<(Box<dyn Mixer>, Bound)> {
+fn hedgehog(sizes: Site, window: Option<usize>) -> Result<(Box<dyn Mixer>, Bound)> {
     let registration = mixer::find("hedgehog").ok_or_else(|| Error::usage("no mixer `hedgehog`", ""))?;
     let options = Options::new(registration.options, &Default::default())?;
-    let window = window.map(|size| Window { size, combine: Combine::Joint });
+    let window = window.map(|size| Window { size, sinks: 0, combine: Combine::Joint });
     let mixer = (registration.build)(&options, sizes, window)?;
     let mut bound = Bound::default();
     for new in mixer.tensors() {
@@ -70,11 +70,11 @@ fn main() -> Result<()> {
     // A tap sees every layer of a pass: its q, k, v after RoPE, and what attention made of them. We keep them all.
     let mut layers: Vec<(Heads, Var)> = vec![];
     View::teacher(&model).run(&ids, 1, &mut |tap| {
-        let Heads { q, k, v } = tap.heads;
-        layers.push((Heads { q: q.clone(), k: k.clone(), v: v.clone() }, tap.output.clone()));
+        let (q, k) = tap.heads.rotated()?;
+        layers.push((Heads::new(q.clone(), k.clone(), tap.heads.v.clone())?, tap.output.clone()));
         Ok(Flow::Continue)
     })?;
-    let sizes = model.head_sizes();
+    let sizes = model.spec.site(0);
 
     // 1. Three forms of one function. The plain recurrence above; `mix`, in chunks, for training and prompts; `step`,
     //    one token at a time with a state, for generation.
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     let mut steps = vec![];
     for t in 0..TOKENS {
         let token = |x: &Var| -> Result<Var> { Ok(x.value().narrow(1, t, 1)?.contiguous()?.into()) };
-        let heads = Heads { q: token(&heads.q)?, k: token(&heads.k)?, v: token(&heads.v)? };
+        let heads = Heads::new(token(&heads.q)?, token(&heads.k)?, token(&heads.v)?)?;
         steps.push(mixer.step(&heads, &bound, &mut state)?);
     }
     println!("Layer 0, {TOKENS} tokens, relative difference of the chunked form");

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         teacher: TEACHER.into(),
         mixer: "hedgehog".into(),
         options: Default::default(),
-        window: Some(Window { size: 16, combine: Combine::Joint }),
+        window: Some(Window { size: 16, sinks: 0, combine: Combine::Joint }),
         softmax_layers: vec![],
     };
     let mut student = Student::new(conversion, &spec, 0)?;

@@ -1,5 +1,4 @@
-//! The hedgehog mixer against an independent PyTorch form (fixtures of tests/python/hedgehog_fixtures.py), and its
-//! chunked form against its recurrent one.
+//! The hedgehog mixer against an independent PyTorch form (fixtures of tests/python/hedgehog_fixtures.py).
 
 mod common;
 
@@ -7,14 +6,19 @@ use candle_core::Tensor;
 use common::{difference, random};
 use std::collections::BTreeMap;
 use subquad::checkpoint::load_tensors;
-use subquad::mixer::{self, Bound, Branches, Combine, HeadSizes, Heads, Mixer, Options, State, Window};
-use subquad::ops::{Tape, Var};
+use subquad::mixer::{self, Bound, Branches, Combine, Heads, Mixer, Options, Site, Window};
+use subquad::ops::Tape;
 
-fn build(sizes: HeadSizes, half: usize, window: Option<usize>) -> Box<dyn Mixer> {
+fn build(sizes: Site, half: usize, window: Option<usize>) -> Box<dyn Mixer> {
     let registration = mixer::find("hedgehog").unwrap();
     let given = serde_json::json!({ "feature_width": half });
     let options = Options::new(registration.options, given.as_object().unwrap()).unwrap();
-    (registration.build)(&options, sizes, window.map(|size| Window { size, combine: Combine::Joint })).unwrap()
+    (registration.build)(&options, sizes, window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }))
+        .unwrap()
+}
+
+fn site(heads: usize, kv_heads: usize, width: usize) -> Site {
+    Site { heads, kv_heads, width, model_width: heads * width, layer: 0, layers: 1 }
 }
 
 fn close(what: &str, got: &Tensor, want: &Tensor) {
@@ -27,14 +31,14 @@ fn against_pytorch(case: &str) {
     let path = format!("{}/tests/fixtures/hedgehog_{case}.safetensors", env!("CARGO_MANIFEST_DIR"));
     let x: BTreeMap<String, Tensor> = load_tensors(path.as_ref()).unwrap().0;
     let (q, k) = (&x["q"], &x["k"]);
-    let sizes = HeadSizes { heads: q.dim(2).unwrap(), kv_heads: k.dim(2).unwrap(), width: q.dim(3).unwrap() };
+    let sizes = site(q.dim(2).unwrap(), k.dim(2).unwrap(), q.dim(3).unwrap());
     let window = x["window"].to_vec1::<u32>().unwrap()[0] as usize;
     let mixer = build(sizes, x["w_q"].dim(2).unwrap(), (window > 0).then_some(window));
     let names = [("q_map", "w_q"), ("k_map", "w_k"), ("window_factor", "factor")];
     let names = || names.iter().filter(|(_, theirs)| x.contains_key(*theirs));
     let bind = |tape: &Tape| {
         let bound = Bound(names().map(|(ours, theirs)| (ours.to_string(), tape.leaf(x[*theirs].clone()))).collect());
-        (Heads { q: tape.leaf(q.clone()), k: tape.leaf(k.clone()), v: tape.leaf(x["v"].clone()) }, bound)
+        (Heads::new(tape.leaf(q.clone()), tape.leaf(k.clone()), tape.leaf(x["v"].clone())).unwrap(), bound)
     };
     let tape = Tape::new();
     let (heads, bound) = bind(&tape);
@@ -79,62 +83,11 @@ fn pytorch_without_window() {
     }
 }
 
-/// Whole sequence at once = cut in two anywhere = token by token, outputs and states.
-#[test]
-fn chunked_equals_recurrent_wherever_it_is_cut() {
-    let sizes = HeadSizes { heads: 4, kv_heads: 2, width: 8 };
-    let (batch, tokens) = (2, 90);
-    let (q, k, v) = (
-        random(1, &[batch, tokens, 4, 8], 2.0),
-        random(2, &[batch, tokens, 2, 8], 2.0),
-        random(3, &[batch, tokens, 2, 8], 1.0),
-    );
-    let part = |from: usize, n: usize| {
-        let cut = |x: &Tensor| Var::from(x.narrow(1, from, n).unwrap().contiguous().unwrap());
-        Heads { q: cut(&q), k: cut(&k), v: cut(&v) }
-    };
-    for window in [None, Some(1), Some(16), Some(64), Some(200)] {
-        let mixer = build(sizes, 6, window);
-        let tensors = mixer.tensors().into_iter().enumerate();
-        let bound =
-            Bound(tensors.map(|(i, t)| (t.name.to_string(), random(10 + i as u64, &t.shape, 1.0).into())).collect());
-        let mut whole_state = State::default();
-        let whole = mixer.mix(&part(0, tokens), &bound, Some(&mut whole_state), Branches::Both).unwrap();
-        let stateless = mixer.mix(&part(0, tokens), &bound, None, Branches::Both).unwrap();
-        close("with and without state", whole.value(), stateless.value());
-        for cut in [1, 15, 16, 17, 63, 64, 65, 89] {
-            let mut state = State::default();
-            let first = mixer.mix(&part(0, cut), &bound, Some(&mut state), Branches::Both).unwrap();
-            let second = mixer.mix(&part(cut, tokens - cut), &bound, Some(&mut state), Branches::Both).unwrap();
-            let joined = Tensor::cat(&[first.value(), second.value()], 1).unwrap();
-            close(&format!("window {window:?}, cut at {cut}"), &joined, whole.value());
-        }
-        let mut state = State::default();
-        let steps: Vec<Tensor> = (0..tokens).map(|i| mixer.step(&part(i, 1), &bound, &mut state).unwrap()).collect();
-        close(&format!("steps, window {window:?}"), &Tensor::cat(&steps, 1).unwrap(), whole.value());
-        assert_eq!(state.seen, whole_state.seen);
-        assert_eq!(state.tensors.keys().collect::<Vec<_>>(), whole_state.tensors.keys().collect::<Vec<_>>());
-        for (name, tensor) in &state.tensors {
-            close(&format!("state {name}, window {window:?}"), tensor, &whole_state.tensors[name]);
-        }
-        assert_eq!(state.bytes(), batch * mixer.state_bytes(tokens), "state_bytes tells the truth");
-        // A fork goes its own way and leaves the original alone.
-        let mut fork = state.fork().unwrap();
-        mixer.step(&part(0, 1), &bound, &mut fork).unwrap();
-        let before = state.tensors["s"].clone();
-        mixer.step(&part(1, 1), &bound, &mut fork).unwrap();
-        close("fork", &before, &state.tensors["s"]);
-    }
-}
-
 #[test]
 fn branches_can_be_switched_off() {
-    let sizes = HeadSizes { heads: 2, kv_heads: 1, width: 8 };
-    let heads = Heads {
-        q: random(1, &[1, 40, 2, 8], 2.0).into(),
-        k: random(2, &[1, 40, 1, 8], 2.0).into(),
-        v: random(3, &[1, 40, 1, 8], 1.0).into(),
-    };
+    let sizes = site(2, 1, 8);
+    let (q, k, v) = (random(1, &[1, 40, 2, 8], 2.0), random(2, &[1, 40, 1, 8], 2.0), random(3, &[1, 40, 1, 8], 1.0));
+    let heads = Heads::new(q.into(), k.into(), v.into()).unwrap();
     let mixer = build(sizes, 8, Some(8));
     let bound = Bound(
         mixer

@@ -9,7 +9,7 @@ use super::opened::Opened;
 use super::printer::Printer;
 use crate::arch;
 use crate::checkpoint::CONFIG;
-use crate::mixer::{self, Combine};
+use crate::mixer;
 use crate::model::{Conversion, Student};
 use crate::{Error, Result};
 
@@ -172,10 +172,8 @@ impl Converted {
     fn rendered(&self) -> Vec<(&'static str, String)> {
         let Converted { conversion, replaced_layers, .. } = self;
         let window = conversion.window.map_or(String::new(), |window| {
-            let combine = match window.combine {
-                Combine::Joint => "joint",
-            };
-            format!(", window {} ({combine})", window.size)
+            let sinks = if window.sinks > 0 { format!(", {} sinks", window.sinks) } else { String::new() };
+            format!(", window {} ({}{sinks})", window.size, window.combine.name())
         });
         let options: String = conversion
             .options

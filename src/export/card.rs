@@ -5,8 +5,9 @@ use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, is_hub_id, shown};
 use crate::evaluate::report::{Report, Score};
+use crate::mixer::{self, Combine};
 use crate::model::{Model, Student};
-use crate::{Error, Result, mixer};
+use crate::{Error, Result};
 
 /// The whole card.
 pub(super) fn card(model: &Model, student: &Student, teacher: &Checkpoint, reports: &[Report]) -> Result<String> {
@@ -108,10 +109,20 @@ fn attention(model: &Model, student: &Student) -> String {
     text.push_str("\n\n");
     match conversion.window {
         Some(window) => {
+            let sinks = match window.sinks {
+                0 => String::new(),
+                n => format!(" and the first {n} of the text"),
+            };
+            let rest = match window.combine {
+                Combine::Joint => "and everything else by the linear branch; both share one normaliser",
+                Combine::Fixed => "and everything by the linear branch; the output is half of each",
+                Combine::Learned => {
+                    "and everything by the linear branch; the output is a learned share of each per head"
+                }
+            };
             let _ = writeln!(
                 text,
-                "- Window: each token sees the last {} keys, its own included, by softmax attention, and everything \
-                 before them by the linear branch; both share one normaliser.",
+                "- Window: each token sees the last {} keys{sinks}, its own included, by softmax attention, {rest}.",
                 window.size
             );
         }

@@ -6,9 +6,11 @@
 mod heads;
 mod hedgehog;
 pub mod initial;
+mod kernel;
 pub mod options;
 mod softmax;
 mod state;
+mod window;
 
 use crate::ops::Var;
 use crate::{Error, Result};
@@ -19,6 +21,7 @@ pub use initial::{Initial, NewTensor};
 pub use options::{OptionKind, OptionSpec, Options};
 pub use softmax::Softmax;
 pub use state::State;
+pub use window::{Combine, Window};
 
 /// What is known of a mixer before any model is loaded.
 pub struct Registration {
@@ -30,6 +33,8 @@ pub struct Registration {
     /// Paper or code that defines it.
     pub paper: &'static str,
     pub options: &'static [OptionSpec],
+    /// How a window beside it can become one output with it; the first is the default.
+    pub combine: &'static [Combine],
     /// Builds the mixer of one layer.
     pub build: Build,
 }
@@ -47,9 +52,15 @@ pub fn build(
     site: Site,
     window: Option<Window>,
 ) -> Result<Box<dyn Mixer>> {
-    let registration = find(name).ok_or_else(|| {
-        Error::usage(format!("unknown mixer `{name}`"), "`subquad mixers` lists the mixers")
-    })?;
+    let registration = find(name)
+        .ok_or_else(|| Error::usage(format!("unknown mixer `{name}`"), "`subquad mixers` lists the mixers"))?;
+    if let Some(window) = window.filter(|w| !registration.combine.contains(&w.combine)) {
+        let names: Vec<_> = registration.combine.iter().map(|c| format!("`{}`", c.name())).collect();
+        return Err(Error::usage(
+            format!("`{name}` cannot be combined with a window as `{}`", window.combine.name()),
+            format!("set `window.combine` to {}", names.join(" or ")),
+        ));
+    }
     (registration.build)(&Options::new(registration.options, options)?, site, window)
 }
 
@@ -72,23 +83,6 @@ pub struct Site {
     /// Counted from 0, of `layers`.
     pub layer: usize,
     pub layers: usize,
-}
-
-/// A softmax window beside the linear branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Window {
-    /// Keys that it sees, the query's own included.
-    pub size: usize,
-    pub combine: Combine,
-}
-
-/// How window and linear branch become one output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Combine {
-    /// One normaliser over both, the window weighed by a learned factor per head (LoLCATs).
-    Joint,
 }
 
 /// Which branches of a mixer take part: evaluation shows what each of them does.

@@ -1,8 +1,9 @@
 //! Softmax attention over all keys: o_i = sum_j softmax_j(q_i.k_j / sqrt K) v_j. The state grows with every token.
 
-use super::{Bound, Branches, Site, Heads, Mixer, State};
-use crate::Result;
+use super::{Bound, Branches, Heads, Mixer, Site, State};
+use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, attention, quotient};
+use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
 pub struct Softmax {
@@ -19,11 +20,11 @@ impl Softmax {
     }
 }
 
-/// Appends `new` [B, T, G, K] to the buffer `name` and returns all `seen + T` tokens of it. The buffer doubles when it
+/// Appends `new` [B, T, G, K] to the `kept` tokens of the buffer `name` and returns all of it. The buffer doubles when it
 /// is full, so a token costs no copy of the past.
-fn append(state: &mut State, name: &'static str, new: &Tensor) -> Result<Tensor> {
+fn append(state: &mut State, name: &'static str, kept: usize, new: &Tensor) -> Result<Tensor> {
     let (b, t, g, k) = new.dims4()?;
-    let length = state.seen + t;
+    let length = kept + t;
     let capacity = state.get(name).map_or(0, |x| x.dims()[1]);
     if length > capacity {
         let buffer = Tensor::zeros((b, length.max(2 * capacity).max(64), g, k), DType::F32, new.device())?;
@@ -33,31 +34,42 @@ fn append(state: &mut State, name: &'static str, new: &Tensor) -> Result<Tensor>
         state.tensors.insert(name, buffer);
     }
     let buffer = &state.tensors[name];
-    buffer.slice_set(&new.contiguous()?, 1, state.seen)?;
+    buffer.slice_set(&new.contiguous()?, 1, kept)?;
     Ok(buffer.narrow(1, 0, length)?)
+}
+
+impl Softmax {
+    /// Keys and values so far, those of the call included, and what those before it are. Columns are never moved, so
+    /// a row's text has to reach the end of the call: padding stands on the left.
+    fn extend(&self, heads: &Heads, state: &mut State) -> Result<(Var, Var, Past)> {
+        let (batch, tokens) = heads.size()?;
+        if (0..batch).any(|row| heads.documents.row(row).last().is_none_or(|d| d.end < tokens)) {
+            return Err(Error::Internal("a text that is continued ends in padding".into()));
+        }
+        let past = state.past(batch);
+        let k = append(state, "k", past.recent, heads.rotated()?.1.value())?;
+        let v = append(state, "v", past.recent, heads.v.value())?;
+        let next = past.after(&heads.documents, Sight::ALL);
+        state.past = Some(Past { pinned: 0, recent: past.recent + tokens, ..next });
+        Ok((k.into(), v.into(), past))
+    }
 }
 
 impl Mixer for Softmax {
     fn mix(&self, heads: &Heads, _: &Bound, state: Option<&mut State>, _: Branches) -> Result<Var> {
         let (q, k) = heads.rotated()?;
-        let (num, den) = match state {
-            None => attention::attention(q, k, &heads.v, None, self.scale())?,
-            Some(state) => {
-                let k = append(state, "k", k.value())?;
-                let v = append(state, "v", heads.v.value())?;
-                state.seen = k.dim(1)?;
-                attention::attention(q, &k.into(), &v.into(), None, self.scale())?
-            }
+        let (k, v, past) = match state {
+            None => (k.clone(), heads.v.clone(), Past::none(heads.size()?.0)),
+            Some(state) => self.extend(heads, state)?,
         };
+        let (num, den) = attention::attention(q, &k, &v, Sight::ALL, &heads.documents, &past, self.scale())?;
         quotient::quotient(&num, &den, 0.0)
     }
 
     fn step(&self, heads: &Heads, _: &Bound, state: &mut State) -> Result<Tensor> {
-        let (q, k) = heads.rotated()?;
-        let k = append(state, "k", k.value())?;
-        let v = append(state, "v", heads.v.value())?;
-        state.seen = k.dim(1)?;
-        let (num, den) = attention::attention_step(q.value(), &k, &v, self.scale())?;
+        let (k, v, past) = self.extend(heads, state)?;
+        let (q, k, v) = (heads.rotated()?.0.value(), k.value(), v.value());
+        let (num, den) = attention::attention_step(q, k, v, Sight::ALL, &heads.documents, &past, self.scale())?;
         Ok(quotient::quotient(&num.into(), &den.into(), 0.0)?.value().clone())
     }
 

@@ -1,6 +1,7 @@
 //! What a mixer keeps between calls.
 
 use crate::Result;
+use crate::ops::sight::Past;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
@@ -8,8 +9,8 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 pub struct State {
     pub tensors: BTreeMap<&'static str, Tensor>,
-    /// Tokens seen.
-    pub seen: usize,
+    /// Tokens seen by each row, and what is kept of their keys; none: nothing yet.
+    pub past: Option<Past>,
 }
 
 impl State {
@@ -17,10 +18,15 @@ impl State {
         self.tensors.get(name)
     }
 
+    /// What came before the next call of `batch` rows.
+    pub fn past(&self, batch: usize) -> Past {
+        self.past.clone().unwrap_or_else(|| Past::none(batch))
+    }
+
     /// An independent copy: the two may go on differently.
     pub fn fork(&self) -> Result<State> {
         let copies = self.tensors.iter().map(|(k, t)| Ok((*k, t.copy()?)));
-        Ok(State { tensors: copies.collect::<Result<_>>()?, seen: self.seen })
+        Ok(State { tensors: copies.collect::<Result<_>>()?, past: self.past.clone() })
     }
 
     /// Bytes held.

@@ -104,7 +104,6 @@ impl Model {
         })
     }
 
-
     /// Replaces the weight of one linear layer, when an adapter is merged.
     pub fn set_weight(&mut self, layer: usize, target: Target, weight: Tensor) {
         self.layers[layer].weights[target as usize] = weight;

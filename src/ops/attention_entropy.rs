@@ -3,14 +3,17 @@
 //!
 //! The student's rows are those of a window (or none) and normalised features under one normaliser:
 //! a_ij = (gamma e^(s_ij - m_i) [j in window] + phi_ij [j <= i - w]) / (the same summed over j), phi_ij = a_i . b_j.
-//! Rows are made, used and dropped a tile at a time; loss and gradient come from the same pass.
+//! Keys are those of the query's document, the mean is over the tokens of documents. Rows are made, used and dropped a
+//! tile at a time; loss and gradient come from the same pass.
 
+use super::Documents;
 use super::cpu::simd::{exp, exp_minus, max, sigmoid, simd, sum};
 use super::cpu::{Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record1};
 use crate::Result;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 const TILE: usize = 64;
 /// Smallest weight whose logarithm is taken, as in LoLCATs.
@@ -24,6 +27,7 @@ pub fn attention_entropy(
     a: &Var,
     b: &Var,
     window: Option<(usize, &Var)>,
+    documents: &Documents,
     scale: f32,
 ) -> Result<Var> {
     let (batch, tokens, heads, features) = a.value().dims4()?;
@@ -42,17 +46,16 @@ pub fn attention_entropy(
         .map_init(Default::default, |(p, phi): &mut (Vec<f32>, Vec<f32>), task| {
             let (i, h) = (task / heads, task % heads);
             let (mut loss, mut d_gamma) = (0.0, 0.0);
-            for start in (0..tokens).step_by(TILE) {
-                let rows = start..(start + TILE).min(tokens);
-                let n = rows.end;
+            for (rows, keys) in documents.row(i).iter().cloned().flat_map(tiles) {
+                let n = keys.len();
                 p.resize(rows.len() * n, 0.0);
                 phi.resize(rows.len() * n, 0.0);
-                let (q, k) = (qs.head(i, h, rows.clone()), ks.head(i, h / group, 0..n));
-                let (a, b) = (a_heads.head(i, h, rows.clone()), b_heads.head(i, h, 0..n));
+                let (q, k) = (qs.head(i, h, rows.clone()), ks.head(i, h / group, keys.clone()));
+                let (a, b) = (a_heads.head(i, h, rows.clone()), b_heads.head(i, h, keys.clone()));
                 MatMut::new(p, rows.len(), n).product(scale, q, k.t(), 0.0);
                 MatMut::new(phi, rows.len(), n).product(1.0, a, b.t(), 0.0);
                 simd(|| {
-                    for (r, t) in rows.clone().enumerate() {
+                    for (r, t) in (rows.start - keys.start..n).enumerate() {
                         let (p, phi) = (&mut p[r * n..][..n], &mut phi[r * n..][..n]);
                         let first = if length == 0 { t + 1 } else { (t + 1).saturating_sub(length) };
                         let row = row_loss(&mut p[..t + 1], &mut phi[..t + 1], first, gamma[h]);
@@ -68,7 +71,7 @@ pub fn attention_entropy(
                 unsafe {
                     let at = ((i * tokens + rows.start) * heads + h) * features;
                     da_at.rows(at, rows.len(), features, width).product(1.0, d, b, 0.0);
-                    let at = (i * tokens * heads + h) * features;
+                    let at = ((i * tokens + keys.start) * heads + h) * features;
                     db_at.rows(at, n, features, width).product(1.0, d.t(), a, 1.0);
                 }
             }
@@ -76,7 +79,8 @@ pub fn attention_entropy(
         })
         .collect();
 
-    let n = (batch * heads * tokens) as f64;
+    let counted: usize = (0..batch).flat_map(|i| documents.row(i)).map(|d| d.len()).sum();
+    let n = (counted * heads).max(1) as f64;
     let total: f64 = parts.iter().map(|p| p.0).sum();
     let d_factor: Vec<f32> = (0..heads)
         .map(|h| {
@@ -89,6 +93,14 @@ pub fn attention_entropy(
     record1(&[a, b, factor], loss, move |g| {
         let scale = f64::from(g.to_scalar::<f32>()?) / n;
         grads.into_iter().map(|d| Ok(Some((d * scale)?))).collect()
+    })
+}
+
+/// Queries of each tile of a document, and the keys so far.
+fn tiles(document: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    document.clone().step_by(TILE).map(move |start| {
+        let end = (start + TILE).min(document.end);
+        (start..end, document.start..end)
     })
 }
 

@@ -1,49 +1,58 @@
-//! Causal linear attention, numerator and denominator apart, with a lag.
+//! Causal linear attention, numerator and denominator apart, beside a softmax window or alone.
 //!
-//! With S_t = S_{t-1} + b_t v_t^T and z_t = z_{t-1} + b_t, query i reads the state after key i - lag:
+//! With S_t = S_{t-1} + b_t v_t^T and z_t = z_{t-1} + b_t over the keys of the query's own document:
 //!
 //! ```text
-//! num_i = a_i^T S_{i-lag}      den_i = a_i . z_{i-lag}
+//! num_i = a_i^T S_e      den_i = a_i . z_e
 //! ```
 //!
-//! The lag leaves the newest keys to a softmax window of that length; keys are given from the start of that window, so
-//! key row j enters at query j + lag. Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and
-//! memory are linear in T.
+//! Alone, e = i: every key enters with its own query. Beside a window ([`Sight`]) a key enters when it leaves it, and
+//! sinks never do, so that each key is seen by one of the two: a sliding window of w keys is a lag, e = i - w.
+//! Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and memory are linear in T.
 
+use super::Documents;
 use super::cpu::simd::{axpy, dot, simd, sum};
-use super::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::{Groups, Heads, Output, OutputPointer, Slice, matrix::Mat, matrix::MatMut};
+use super::sight::{Past, Sight, Tile, placed};
 use super::tape::{Var, record};
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Queries of one chunk. At F = 128, V = 64 the products inside a chunk cost about as much as those with the state.
 pub const CHUNK: usize = 64;
 
-#[derive(Clone, Copy)]
-struct Shape {
+struct Call {
     groups: Groups,
     queries: usize,
     features: usize,
     value_width: usize,
-    lag: usize,
+    beside: Option<Sight>,
+    documents: Arc<Documents>,
+    past: Past,
 }
 
-impl Shape {
-    fn chunks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
-        let queries = self.queries;
-        (0..queries.div_ceil(CHUNK)).map(move |c| c * CHUNK..((c + 1) * CHUNK).min(queries))
+impl Call {
+    fn chunks(&self, batch: usize) -> impl DoubleEndedIterator<Item = (Tile, Keys)> + '_ {
+        self.past.tiles(&self.documents, batch, CHUNK).map(|tile| {
+            let keys = self.keys_of(&tile);
+            (tile, keys)
+        })
+    }
+
+    /// How many positions have entered the state, or never do, once `tokens` tokens have been read.
+    fn entered(&self, tokens: usize) -> usize {
+        self.beside.map_or(tokens, |sight| sight.left(tokens))
     }
 
     /// Keys that enter during a chunk of queries.
-    fn keys_of(&self, chunk: &Range<usize>) -> Range<usize> {
-        chunk.start.saturating_sub(self.lag)..chunk.end.saturating_sub(self.lag)
-    }
-
-    /// How many of the chunk's keys its query `i` sees.
-    fn seen(&self, i: usize, keys: &Range<usize>) -> usize {
-        (i + 1).saturating_sub(self.lag + keys.start)
+    fn keys_of(&self, chunk: &Tile) -> Keys {
+        let first = self.entered(chunk.position);
+        let positions = first..self.entered(chunk.end());
+        let seen = (chunk.position..chunk.end()).map(|p| self.entered(p + 1) - first).collect();
+        Keys { count: positions.len(), runs: chunk.columns(positions).collect(), seen }
     }
 
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
@@ -53,6 +62,15 @@ impl Shape {
     fn state(&self) -> usize {
         self.features * self.value_width
     }
+}
+
+/// Keys that enter the state during a chunk.
+struct Keys {
+    /// Columns of the key tensor.
+    runs: Vec<Range<usize>>,
+    count: usize,
+    /// How many of them each of the chunk's queries reads.
+    seen: Vec<usize>,
 }
 
 /// What [`linear_attention`] returns.
@@ -67,22 +85,29 @@ pub struct LinearAttention {
     pub normaliser: Var,
 }
 
-/// `a` [B, T, H, F], `b` [B, Tk, H, F], `v` [B, Tk, G, V] with Tk >= T - lag, and the state before: `state`
-/// [B, H, F, V], `normaliser` [B, H, F] (None: zero).
+/// `a` [B, T, H, F], `b` [B, past + T, H, F], `v` [B, past + T, G, V], the window `beside` (None: keys enter with their
+/// own query), the queries' `documents`, what the keys before them are, and the state before: `state` [B, H, F, V],
+/// `normaliser` [B, H, F] (None: zero). The state returned is that of each row's last document.
 pub fn linear_attention(
     a: &Var,
     b: &Var,
     v: &Var,
-    lag: usize,
+    beside: Option<Sight>,
+    documents: &Arc<Documents>,
+    past: &Past,
     before: Option<(&Var, &Var)>,
 ) -> Result<LinearAttention> {
     let (batch, queries, heads, features) = a.value().dims4()?;
     let (_, keys, kv_heads, value_width) = v.value().dims4()?;
-    if keys < queries.saturating_sub(lag) || b.value().dim(1)? < queries.saturating_sub(lag) || heads % kv_heads != 0 {
-        let what = format!("linear attention: a {:?}, v {:?}, lag {lag}", a.value().dims(), v.value().dims());
-        return Err(candle_core::Error::Msg(what).into());
+    let fits = (documents.batch(), documents.tokens()) == (batch, queries);
+    if !fits || b.value().dim(1)? != keys || heads % kv_heads != 0 {
+        let dims = [a, b, v].map(|x| x.value().dims());
+        return Err(Error::Internal(format!("linear attention: a, b, v {dims:?}, {documents:?}")));
     }
-    let shape = Shape { groups: Groups { batch, heads, kv_heads }, queries, features, value_width, lag };
+    let groups = Groups { batch, heads, kv_heads };
+    let (documents, past) = (documents.clone(), past.clone());
+    let call = Call { groups, queries, features, value_width, beside, documents, past };
+    call.past.check(&call.documents, keys, |seen| call.entered(seen))?;
     let zero = || {
         let state = Output::zeros(&[batch, heads, features, value_width]).tensor()?;
         Ok((Var::constant(state), Var::constant(Output::zeros(&[batch, heads, features]).tensor()?))) as Result<_>
@@ -92,21 +117,25 @@ pub fn linear_attention(
         None => zero()?,
     };
     let inputs = [a, b, v, &s0, &z0];
-    let outputs = forward(shape, &inputs.map(|x| x.value().clone()))?;
+    let outputs = forward(&call, &inputs.map(|x| x.value().clone()))?;
     let wanted = inputs.map(Var::tracked);
     let values = inputs.map(|x| x.value().clone());
-    let vars = record(&inputs, outputs, move |g| backward(shape, values, wanted, g))?;
+    let vars = record(&inputs, outputs, move |g| backward(&call, values, wanted, g))?;
     let [num, den, state, normaliser] = vars.try_into().ok().expect("four outputs");
     Ok(LinearAttention { num, den, state, normaliser })
 }
 
-/// One chunk's lower-triangular products `A B^T`: row i keeps the keys that query i sees.
-fn masked_product(shape: Shape, a: Mat, b: Mat, chunk: &Range<usize>, keys: &Range<usize>, buffer: &mut Vec<f32>) {
-    buffer.resize(a.rows * b.rows, 0.0);
-    MatMut::new(buffer, a.rows, b.rows).product(1.0, a, b.t(), 0.0);
-    if !keys.is_empty() {
-        for (row, i) in buffer.chunks_exact_mut(keys.len()).zip(chunk.clone()) {
-            let seen = shape.seen(i, keys).min(row.len());
+/// One chunk's lower-triangular products `A B^T`, `b` being head `head` of batch row `batch`: row i keeps the keys that
+/// query i reads.
+fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys, buffer: &mut Vec<f32>) {
+    let n = keys.count;
+    buffer.resize(a.rows * n, 0.0);
+    for (place, run) in placed(&keys.runs) {
+        let mut all = MatMut::new(buffer, a.rows, n);
+        all.block(0..a.rows, place).product(1.0, a, b.head(batch, head, run).t(), 0.0);
+    }
+    if n > 0 {
+        for (row, &seen) in buffer.chunks_exact_mut(n).zip(&keys.seen) {
             row[seen..].fill(0.0);
         }
     }
@@ -118,45 +147,52 @@ fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
     simd(|| (0..b.rows).for_each(|r| axpy(z, 1.0, b.row(r))));
 }
 
-fn forward(shape: Shape, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
+fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
     let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
     let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
-    let Shape { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = shape;
-    let mut num = Output::unwritten(&[batch, queries, heads, value_width]);
-    let mut den = Output::unwritten(&[batch, queries, heads]);
+    let Call { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *call;
+    let mut num = Output::padded(&[batch, queries, heads, value_width], &call.documents);
+    let mut den = Output::padded(&[batch, queries, heads], &call.documents);
     let mut state = Output::unwritten(&[batch, heads, features, value_width]);
     let mut normaliser = Output::unwritten(&[batch, heads, features]);
     let (num_at, den_at) = (num.pointer(), den.pointer());
     let (state_at, normaliser_at) = (state.pointer(), normaliser.pointer());
-    shape.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
-        for h in shape.groups.heads_of(g) {
+    call.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
+        for h in call.groups.heads_of(g) {
             let row = i * heads + h;
             // SAFETY: state and normaliser of (i, h) belong to this task.
             let (s, z) = unsafe {
-                (state_at.slice(row * shape.state(), shape.state()), normaliser_at.slice(row * features, features))
+                (state_at.slice(row * call.state(), call.state()), normaliser_at.slice(row * features, features))
             };
-            s.copy_from_slice(&s0[row * shape.state()..][..shape.state()]);
+            s.copy_from_slice(&s0[row * call.state()..][..call.state()]);
             z.copy_from_slice(&z0[row * features..][..features]);
-            for chunk in shape.chunks() {
-                let keys = shape.keys_of(&chunk);
-                let (a, b) = (a.head(i, h, chunk.clone()), b.head(i, h, keys.clone()));
-                let v = v.head(i, g, keys.clone());
-                masked_product(shape, a, b, &chunk, &keys, p);
+            for (chunk, keys) in call.chunks(i) {
+                if chunk.fresh {
+                    s.fill(0.0);
+                    z.fill(0.0);
+                }
+                let a = a.head(i, h, chunk.tokens.clone());
+                masked_product(a, &b, (i, h), &keys, p);
                 // SAFETY: rows of head h of batch row i.
                 let mut out = unsafe {
-                    let start = shape.at(i, chunk.start, h) * value_width;
-                    num_at.rows(start, chunk.len(), value_width, heads * value_width)
+                    let start = call.at(i, chunk.tokens.start, h) * value_width;
+                    num_at.rows(start, a.rows, value_width, heads * value_width)
                 };
                 out.product(1.0, a, Mat::new(s, features, value_width), 0.0);
-                out.product(1.0, Mat::new(p, chunk.len(), keys.len()), v, 1.0);
+                let inside = Mat::new(p, a.rows, keys.count);
+                for (place, run) in placed(&keys.runs) {
+                    out.product(1.0, inside.block(0..a.rows, place), v.head(i, g, run), 1.0);
+                }
                 simd(|| {
-                    for (r, query) in chunk.clone().enumerate() {
-                        let inside = sum(&p[r * keys.len()..][..keys.len()]);
+                    for (r, query) in chunk.tokens.enumerate() {
+                        let inside = sum(&p[r * keys.count..][..keys.count]);
                         // SAFETY: (i, query, h) belongs to this task.
-                        unsafe { den_at.slice(shape.at(i, query, h), 1)[0] = dot(a.row(r), z) + inside };
+                        unsafe { den_at.slice(call.at(i, query, h), 1)[0] = dot(a.row(r), z) + inside };
                     }
                 });
-                absorb(s, z, b, v);
+                for run in keys.runs {
+                    absorb(s, z, b.head(i, h, run.clone()), v.head(i, g, run));
+                }
             }
         }
     });
@@ -166,14 +202,15 @@ fn forward(shape: Shape, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
 /// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
 /// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum, r += A^T dden.
 /// The state before every chunk is computed once more, forward, and kept for the one head at hand.
+/// Later documents of a row begin with nothing: no gradient passes to the state before them.
 fn backward(
-    shape: Shape,
+    call: &Call,
     inputs: [Tensor; 5],
     wanted: [bool; 5],
     g: Vec<Option<Tensor>>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let Shape { groups: Groups { batch, heads, kv_heads }, queries, features, value_width, .. } = shape;
-    let size = shape.state();
+    let Call { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *call;
+    let size = call.state();
     let dims = [
         vec![batch, queries, heads, value_width],
         vec![batch, queries, heads],
@@ -190,69 +227,83 @@ fn backward(
     let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
     let mut out = inputs.each_ref().map(|x| Output::zeros(x.dims()));
     let at = out.each_mut().map(Output::pointer);
-    let keys_total = b.tokens;
 
-    shape.groups.tasks().for_each_init(Scratch::default, |scratch, (i, kv)| {
-        for h in shape.groups.heads_of(kv) {
+    call.groups.tasks().for_each_init(Scratch::default, |scratch, (i, kv)| {
+        let chunks: Vec<_> = call.chunks(i).collect();
+        for h in call.groups.heads_of(kv) {
             let row = i * heads + h;
-            scratch.states.resize(queries.div_ceil(CHUNK) * (size + features), 0.0);
+            scratch.states.resize(chunks.len() * (size + features), 0.0);
             let (mut s, mut z) = (s0[row * size..][..size].to_vec(), z0[row * features..][..features].to_vec());
-            for (chunk, kept) in shape.chunks().zip(scratch.states.chunks_exact_mut(size + features)) {
+            for ((chunk, keys), kept) in chunks.iter().zip(scratch.states.chunks_exact_mut(size + features)) {
+                if chunk.fresh {
+                    s.fill(0.0);
+                    z.fill(0.0);
+                }
                 kept[..size].copy_from_slice(&s);
                 kept[size..].copy_from_slice(&z);
-                let keys = shape.keys_of(&chunk);
-                absorb(&mut s, &mut z, b.head(i, h, keys.clone()), v.head(i, kv, keys));
+                for run in &keys.runs {
+                    absorb(&mut s, &mut z, b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
+                }
             }
             let (mut big_r, mut small_r) = (s, z);
             big_r.copy_from_slice(&ds_end[row * size..][..size]);
             small_r.copy_from_slice(&dz_end[row * features..][..features]);
-            for (c, chunk) in shape.chunks().enumerate().rev() {
+            for (c, (chunk, keys)) in chunks.iter().enumerate().rev() {
                 let (s, z) = scratch.states[c * (size + features)..][..size + features].split_at(size);
-                let keys = shape.keys_of(&chunk);
-                let n = keys.len();
-                let (a, b) = (a.head(i, h, chunk.clone()), b.head(i, h, keys.clone()));
-                let (v, dnum) = (v.head(i, kv, keys.clone()), dnum.head(i, h, chunk.clone()));
-                masked_product(shape, dnum, v, &chunk, &keys, &mut scratch.dp);
+                let n = keys.count;
+                let (a, dnum) = (a.head(i, h, chunk.tokens.clone()), dnum.head(i, h, chunk.tokens.clone()));
+                let rows = a.rows;
+                masked_product(dnum, &v, (i, kv), keys, &mut scratch.dp);
                 simd(|| {
-                    for (r, query) in chunk.clone().enumerate() {
-                        let seen = shape.seen(query, &keys).min(n);
-                        let extra = dden[shape.at(i, query, h)];
-                        scratch.dp[r * n..][..seen].iter_mut().for_each(|d| *d += extra);
+                    for (r, query) in chunk.tokens.clone().enumerate() {
+                        let extra = dden[call.at(i, query, h)];
+                        scratch.dp[r * n..][..keys.seen[r]].iter_mut().for_each(|d| *d += extra);
                     }
                 });
-                let dp = Mat::new(&scratch.dp, chunk.len(), n);
-                // SAFETY: rows of head h (queries, keys) and kv head (values) of batch row i: this task's alone.
-                unsafe {
+                if wanted[2] {
+                    masked_product(a, &b, (i, h), keys, &mut scratch.p);
+                }
+                // SAFETY: rows of head h of batch row i: this task's alone.
+                let mut da = unsafe { head_rows(at[0], &inputs[0], i, h, &chunk.tokens) };
+                if wanted[0] {
+                    da.product(1.0, dnum, Mat::new(s, features, value_width).t(), 0.0);
+                }
+                for (place, run) in placed(&keys.runs) {
+                    let dp = Mat::new(&scratch.dp, rows, n).block(0..rows, place.clone());
+                    let (b, v) = (b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
                     if wanted[0] {
-                        let start = shape.at(i, chunk.start, h) * features;
-                        let mut da = at[0].rows(start, chunk.len(), features, heads * features);
-                        da.product(1.0, dnum, Mat::new(s, features, value_width).t(), 0.0);
                         da.product(1.0, dp, b, 1.0);
-                        simd(|| {
-                            for (r, query) in chunk.clone().enumerate() {
-                                axpy(da.row(r), dden[shape.at(i, query, h)], z);
-                            }
-                        });
                     }
-                    if wanted[1] && n > 0 {
-                        let start = ((i * keys_total + keys.start) * heads + h) * features;
-                        let mut db = at[1].rows(start, n, features, heads * features);
+                    if wanted[1] {
+                        // SAFETY: rows of head h of batch row i: this task's alone.
+                        let mut db = unsafe { head_rows(at[1], &inputs[1], i, h, &run) };
                         db.product(1.0, v, Mat::new(&big_r, features, value_width).t(), 0.0);
                         db.product(1.0, dp.t(), a, 1.0);
-                        simd(|| (0..n).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
+                        simd(|| (0..run.len()).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
                     }
-                    if wanted[2] && n > 0 {
-                        masked_product(shape, a, b, &chunk, &keys, &mut scratch.p);
-                        let start = ((i * inputs[2].dims()[1] + keys.start) * kv_heads + kv) * value_width;
-                        let mut dv = at[2].rows(start, n, value_width, kv_heads * value_width);
+                    if wanted[2] {
+                        // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
+                        let mut dv = unsafe { head_rows(at[2], &inputs[2], i, kv, &run) };
                         dv.product(1.0, b, Mat::new(&big_r, features, value_width), 1.0);
-                        dv.product(1.0, Mat::new(&scratch.p, chunk.len(), n).t(), dnum, 1.0);
+                        dv.product(1.0, Mat::new(&scratch.p, rows, n).block(0..rows, place).t(), dnum, 1.0);
                     }
+                }
+                if wanted[0] {
+                    simd(|| {
+                        for (r, query) in chunk.tokens.clone().enumerate() {
+                            axpy(da.row(r), dden[call.at(i, query, h)], z);
+                        }
+                    });
+                }
+                if chunk.fresh {
+                    big_r.fill(0.0);
+                    small_r.fill(0.0);
+                    continue;
                 }
                 MatMut::new(&mut big_r, features, value_width).product(1.0, a.t(), dnum, 1.0);
                 simd(|| {
-                    for (r, query) in chunk.clone().enumerate() {
-                        axpy(&mut small_r, dden[shape.at(i, query, h)], a.row(r));
+                    for (r, query) in chunk.tokens.clone().enumerate() {
+                        axpy(&mut small_r, dden[call.at(i, query, h)], a.row(r));
                     }
                 });
             }
@@ -267,6 +318,22 @@ fn backward(
     wanted.into_iter().zip(out).map(keep).collect()
 }
 
+/// Rows `tokens` of head `head` in a buffer of `like`'s shape, [B, T, heads, width].
+///
+/// # Safety
+/// The caller's task alone owns that head of batch row `batch`.
+unsafe fn head_rows<'a>(
+    to: OutputPointer,
+    like: &Tensor,
+    batch: usize,
+    head: usize,
+    tokens: &Range<usize>,
+) -> MatMut<'a> {
+    let &[_, total, heads, width] = like.dims() else { unreachable!("four dimensions were checked") };
+    let start = ((batch * total + tokens.start) * heads + head) * width;
+    unsafe { to.rows(start, tokens.len(), width, heads * width) }
+}
+
 /// Buffers that a thread keeps between heads.
 #[derive(Default)]
 struct Scratch {
@@ -276,18 +343,29 @@ struct Scratch {
     dp: Vec<f32>,
 }
 
-/// One token: absorbs `b` [B, 1, H, F], `v` [B, 1, G, V] (None: no key enters yet) into the state, then reads it with
-/// `a` [B, 1, H, F]. Returns numerator, denominator, state, normaliser.
+/// Keys that enter the state with one token.
+pub struct Entering<'a> {
+    /// [B, n, H, F]
+    pub b: &'a Tensor,
+    /// [B, n, G, V]
+    pub v: &'a Tensor,
+    /// Which of the n keys enter in each row: none where the row's token is padding.
+    pub rows: &'a [Range<usize>],
+}
+
+/// One token a row: absorbs what enters, then reads the state with `a` [B, 1, H, F]; padding reads zero. Returns
+/// numerator, denominator, state, normaliser. Beside a window, [`Past::leaving`] says what enters.
 pub fn linear_attention_step(
     a: &Tensor,
-    entering: Option<(&Tensor, &Tensor)>,
+    entering: Option<Entering>,
+    documents: &Documents,
     state: &Tensor,
     normaliser: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
     let (batch, heads, features, width) = state.dims4()?;
     let (s0, z0, a) = (Slice::of(state)?, Slice::of(normaliser)?, Heads::of(a)?);
     let entering = match entering {
-        Some((b, v)) => Some((Heads::of(b)?, Heads::of(v)?)),
+        Some(Entering { b, v, rows }) => Some((Heads::of(b)?, Heads::of(v)?, rows)),
         None => None,
     };
     let (mut s, mut z) = (Output::unwritten(state.dims()), Output::unwritten(normaliser.dims()));
@@ -302,12 +380,18 @@ pub fn linear_attention_step(
         let (row, h) = (i / heads, i % heads);
         let query = a.head(row, h, 0..1).row(0);
         simd(|| {
-            if let Some((b, v)) = &entering {
-                let (b, v) = (b.head(row, h, 0..1).row(0), v.head(row, h / (heads / v.heads), 0..1).row(0));
-                for (s, b) in s.chunks_exact_mut(width).zip(b) {
-                    axpy(s, *b, v);
+            if let Some((b, v, rows)) = &entering {
+                let v = v.head(row, h / (heads / v.heads), rows[row].clone());
+                let b = b.head(row, h, rows[row].clone());
+                for j in 0..b.rows {
+                    for (s, b) in s.chunks_exact_mut(width).zip(b.row(j)) {
+                        axpy(s, *b, v.row(j));
+                    }
+                    axpy(z, 1.0, b.row(j));
                 }
-                axpy(z, 1.0, b);
+            }
+            if documents.row(row).is_empty() {
+                return;
             }
             for (s, a) in s.chunks_exact(width).zip(query) {
                 axpy(num, *a, s);

@@ -2,11 +2,12 @@
 //!
 //! Each file holds one operator: its formula, shapes, forward and backward. The core operators of attention have the
 //! plain recurrence beside them in [`mod@reference`], written in candle's differentiable operations; the shared suite in
-//! `tests/operators.rs` compares the two. Shape letters are those of the crate's front page.
+//! `tests/operators` compares the two. Shape letters are those of the crate's front page.
 
 pub mod adamw;
 pub mod attention;
 pub mod attention_entropy;
+pub mod blend;
 pub mod cpu;
 pub mod delta_rule;
 pub mod documents;
@@ -22,7 +23,10 @@ pub mod quotient;
 pub mod recurrent_step;
 pub mod reference;
 pub mod rope;
+pub mod short_convolution;
+pub mod sight;
 pub mod tape;
 
 pub use documents::Documents;
+pub use sight::{Past, Sight, Span};
 pub use tape::{Gradients, Tape, Var};

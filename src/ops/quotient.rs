@@ -1,7 +1,8 @@
 //! From numerators and denominators to an output: o = (gamma num_w + num_l) / (gamma den_w + den_l + eps).
 //!
 //! gamma = sigmoid(factor) weighs a softmax window against a linear branch under one joint normaliser (LoLCATs,
-//! arXiv 2410.10254). With one branch it is that branch's own quotient.
+//! arXiv 2410.10254). With one branch it is that branch's own quotient. Where the denominator is zero, as in padding,
+//! so is the output, and no gradient passes.
 
 use super::cpu::simd::{dot, sigmoid, simd};
 use super::cpu::{Output, Slice};
@@ -9,6 +10,11 @@ use super::tape::{Var, record1};
 use crate::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
+
+#[inline(always)]
+fn inverse(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { 1.0 / x }
+}
 
 /// num / (den + eps); `num` [B, T, H, V], `den` [B, T, H].
 pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
@@ -18,7 +24,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let mut o = Output::unwritten(num.value().dims());
         o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
             |((o, n), d)| {
-                let scale = 1.0 / (d + eps);
+                let scale = inverse(d + eps);
                 simd(|| (0..width).for_each(|i| o[i] = n[i] * scale));
             },
         );
@@ -31,7 +37,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let outputs = dn.data().par_chunks_mut(width).zip(dd.data().par_iter_mut());
         let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
         outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
-            let scale = 1.0 / (d + eps);
+            let scale = inverse(d + eps);
             simd(|| {
                 (0..width).for_each(|i| dn[i] = g[i] * scale);
                 *dd = -scale * dot(g, o);
@@ -54,7 +60,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
             simd(|| {
                 for h in 0..heads {
                     let i = row * heads + h;
-                    let scale = 1.0 / (gamma[h] * dw[i] + dl[i]);
+                    let scale = inverse(gamma[h] * dw[i] + dl[i]);
                     let (nw, nl) = (&nw[i * width..][..width], &nl[i * width..][..width]);
                     for (j, o) in o[h * width..][..width].iter_mut().enumerate() {
                         *o = scale * (gamma[h] * nw[j] + nl[j]);
@@ -80,7 +86,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                 simd(|| {
                     for h in 0..heads {
                         let i = row * heads + h;
-                        let scale = 1.0 / (gamma[h] * dw[i] + dl[i]);
+                        let scale = inverse(gamma[h] * dw[i] + dl[i]);
                         let (g, o) = (&gs[i * width..][..width], &os[i * width..][..width]);
                         let d = &mut d_num[h * width..][..width];
                         (0..width).for_each(|j| d[j] = g[j] * scale);

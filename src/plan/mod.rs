@@ -127,7 +127,9 @@ impl Plan {
         let (student, outline) = student::student(recipe, &spec)?;
         let texts = texts::texts(recipe)?;
 
-        let costs = |sequence| Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads);
+        let costs = |sequence| {
+            Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads)
+        };
         let stage = |(index, stage): (usize, &StageRecipe)| {
             let mut plan = StagePlan::empty(index, stage.kind());
             match stage {

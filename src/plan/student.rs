@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::elements;
+use crate::Result;
 use crate::arch::{FORMAT, Spec};
 use crate::mixer::{self, Initial, Mixer, Window};
 use crate::model::{Conversion, Student};
 use crate::recipe::Recipe;
-use crate::Result;
 
 /// The student before it has any weights.
 #[derive(Debug, Clone, Serialize)]

@@ -86,10 +86,11 @@ fn student(t: &mut Table) -> Student {
             options.insert(option.name.into(), value);
         }
     }
+    let combine = name.and_then(mixer::find).map_or(Combine::ALL, |mixer| mixer.combine);
     let window = t.maybe_table(
         "window",
         "Exact softmax over the last keys, beside the mixer. Absent: the mixer alone. LoLCATs' window is 64.",
-        window,
+        |t: &mut Table| window(t, combine),
     );
     let keep_softmax = t.optional(
         "keep_softmax",
@@ -106,7 +107,8 @@ fn sentence(help: &str) -> String {
     format!("{}.", help.trim_end_matches('.'))
 }
 
-fn window(t: &mut Table) -> Window {
+/// `combine`: what the mixer allows, its default first.
+fn window(t: &mut Table, combine: &[Combine]) -> Window {
     let size = t.required(
         "size",
         Integer { min: 1, max: LONGEST },
@@ -115,12 +117,19 @@ fn window(t: &mut Table) -> Window {
     );
     let combine = t.optional(
         "combine",
-        Choice(vec![("joint", Combine::Joint)]),
-        Combine::Joint,
-        "How window and mixer share a query's weight. `joint`: one normaliser over both, with a learned factor per \
-         head that starts at a mixing weight of 0.1 (LoLCATs).",
+        Choice(combine.iter().map(|c| (c.name(), *c)).collect()),
+        combine[0],
+        "How window and mixer become one output. `joint`: one normaliser over both, with a learned factor per head \
+         that starts at a mixing weight of 0.1, the mixer seeing what the window does not (LoLCATs; kernels only). \
+         `fixed`: half and half (Liger). `learned`: a share per head that starts at one half. Absent: the mixer's own.",
     );
-    Window { size: size as usize, combine }
+    let sinks = t.optional(
+        "sinks",
+        Integer { min: 0, max: LONGEST },
+        0,
+        "First tokens of the text that every query sees besides (StreamingLLM pins 4).",
+    );
+    Window { size: size as usize, sinks: sinks as usize, combine }
 }
 
 fn data(t: &mut Table) -> Data {

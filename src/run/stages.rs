@@ -7,7 +7,6 @@ use super::ledger::Entry;
 use super::store::{REPORT, RESULT, STATE, StageStore, load_student, save_student};
 use crate::arch::FORMAT;
 use crate::evaluate::{EvaluationText, Report, evaluate};
-use crate::mixer::Window;
 use crate::model::{Adapter, Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
@@ -47,7 +46,7 @@ impl<'a> Pipeline<'a> {
             teacher: inputs.teacher_name.clone(),
             mixer: recipe.student.mixer.clone(),
             options: recipe.student.options.clone(),
-            window: recipe.student.window.map(|w| Window { size: w.size, combine: w.combine }),
+            window: recipe.student.window,
             softmax_layers: plan.student.softmax.clone(),
         };
         let student = Student::new(conversion, spec, recipe.seed)?;

@@ -19,7 +19,7 @@ pub fn student(model: &Model, window: Option<usize>, softmax_layers: &[usize]) -
         teacher: "a test's teacher".into(),
         mixer: "hedgehog".into(),
         options: Default::default(),
-        window: window.map(|size| Window { size, combine: Combine::Joint }),
+        window: window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }),
         softmax_layers: softmax_layers.to_vec(),
     };
     Student::new(conversion, &model.spec, 0).unwrap()

@@ -56,7 +56,7 @@ fn case_of(location: Location, window: Option<usize>, softmax_layers: &[usize]) 
         teacher: NAME.into(),
         mixer: "hedgehog".into(),
         options: Map::new(),
-        window: window.map(|size| Window { size, combine: Combine::Joint }),
+        window: window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }),
         softmax_layers: softmax_layers.to_vec(),
     };
     let mut student = Student::new(conversion, &spec, 0).unwrap();

@@ -1,0 +1,260 @@
+//! Mechanisms that are a kernel: two feature maps and a normaliser (operator A).
+//!
+//! o_t = phi_q(q_t) S_t / (phi_q(q_t).z_t + eps) with S, z the sums over keys of phi_k(k) v^T and phi_k(k); beside a window
+//! under one joint normaliser, or blended with it.
+
+use super::window::{Combine, Joined, Window, after};
+use super::{Bound, Branches, Heads, Mixer, NewTensor, Site, State};
+use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
+use crate::ops::sight::{Past, Sight};
+use crate::ops::{Var, attention_entropy, quotient};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+
+/// Whether a map is that of queries or of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Query,
+    Key,
+}
+
+/// The feature maps of one layer.
+pub trait Kernel: Send + Sync {
+    /// Tensors of the maps.
+    fn tensors(&self) -> Vec<NewTensor> {
+        vec![]
+    }
+
+    /// F
+    fn features(&self) -> usize;
+
+    /// What is added to the normaliser without a window.
+    fn eps(&self) -> f32;
+
+    /// Whether the maps take q and k after RoPE.
+    fn rotary(&self) -> bool {
+        true
+    }
+
+    /// q [B, T, H, K] or k [B, T, G, K] -> [B, T, H, F], non-negative.
+    fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var>;
+}
+
+/// The mixer of a kernel.
+pub fn mixer(kernel: impl Kernel + 'static, site: Site, window: Option<Window>) -> Box<dyn Mixer> {
+    Box::new(KernelMixer { kernel: Box::new(kernel), site, window })
+}
+
+/// A kernel with its window, as a mixer.
+struct KernelMixer {
+    kernel: Box<dyn Kernel>,
+    site: Site,
+    window: Option<Window>,
+}
+
+/// Features of queries and of keys.
+struct Features {
+    q: Var,
+    k: Var,
+}
+
+impl KernelMixer {
+    fn scale(&self) -> f32 {
+        1.0 / (self.site.width as f32).sqrt()
+    }
+
+    /// The window whose keys the linear branch leaves to it.
+    fn beside(&self) -> Option<Sight> {
+        self.window.filter(|w| w.combine == Combine::Joint).map(|w| w.sight())
+    }
+
+    /// What the maps take, of q and of k.
+    fn mapped<'a>(&self, heads: &'a Heads) -> Result<(&'a Var, &'a Var)> {
+        let (q, k) = heads.rotated()?;
+        Ok(if self.kernel.rotary() { (q, k) } else { (&heads.q, &heads.k) })
+    }
+
+    /// Where a state keeps what the maps take of past keys.
+    fn key_name(&self) -> &'static str {
+        if self.kernel.rotary() { "k" } else { "raw_k" }
+    }
+
+    fn features(&self, heads: &Heads, state: Option<&State>, bound: &Bound) -> Result<Features> {
+        let (q, k) = self.mapped(heads)?;
+        // Keys that a window held until now enter late, so their features are needed now.
+        let k = if self.beside().is_some() { after(state, self.key_name(), k)? } else { k.clone() };
+        Ok(Features { q: self.kernel.map(Side::Query, q, bound)?, k: self.kernel.map(Side::Key, &k, bound)? })
+    }
+
+    fn linear(
+        &self,
+        heads: &Heads,
+        features: &Features,
+        joined: &Joined,
+        state: Option<&State>,
+    ) -> Result<LinearAttention> {
+        let before = state.and_then(|s| Some((s.get("s")?.clone().into(), s.get("z")?.clone().into())));
+        let before: Option<(&Var, &Var)> = before.as_ref().map(|(s, z)| (s, z));
+        let Features { q, k } = features;
+        match self.beside() {
+            Some(sight) => linear_attention(q, k, &joined.v, Some(sight), &heads.documents, &joined.past, before),
+            None => {
+                let past = Past { pinned: 0, recent: 0, ..joined.past.clone() };
+                linear_attention(q, k, &heads.v, None, &heads.documents, &past, before)
+            }
+        }
+    }
+
+    /// One output from the branches that there are.
+    fn combine(
+        &self,
+        window: Option<(Var, Var)>,
+        linear: Option<(Var, Var)>,
+        heads: &Heads,
+        bound: &Bound,
+    ) -> Result<Var> {
+        let eps = self.kernel.eps();
+        match (window, linear, self.window) {
+            (Some(w), Some(l), Some(window)) => match window.combine {
+                Combine::Joint => quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), bound.get("window_factor")?),
+                _ => {
+                    let (w, l) = (quotient::quotient(&w.0, &w.1, 0.0)?, quotient::quotient(&l.0, &l.1, eps)?);
+                    window.blend(&w, &l, bound)
+                }
+            },
+            (Some(w), ..) => quotient::quotient(&w.0, &w.1, 0.0),
+            (None, Some(l), _) => quotient::quotient(&l.0, &l.1, eps),
+            // The only branch is switched off: the mixer is silent.
+            (None, None, _) => Ok(Var::constant(heads.q.value().zeros_like()?)),
+        }
+    }
+
+    fn window_of(&self, heads: &Heads, joined: &Joined, branches: Branches) -> Result<Option<(Var, Var)>> {
+        match self.window {
+            Some(w) if branches != Branches::LinearOnly => joined.attend(w.sight(), heads, self.scale()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Leaves in `state` what the next call needs of this call's keys.
+    fn keep(&self, heads: &Heads, joined: &Joined, raw: Option<Var>, state: &mut State) -> Result<()> {
+        let Some(window) = self.window else {
+            let past = joined.past.after(&heads.documents, Sight::sliding(1));
+            state.past = Some(Past { recent: 0, ..past });
+            return Ok(());
+        };
+        let next = joined.keep(window.sight(), heads, state)?;
+        if let Some(raw) = raw {
+            state.tensors.insert(self.key_name(), joined.past.carry(raw.value(), &heads.documents, &next)?);
+        }
+        state.past = Some(next);
+        Ok(())
+    }
+
+    /// The keys that the maps take, past ones first, where they are not those of the window.
+    fn raw(&self, heads: &Heads, state: &State) -> Result<Option<Var>> {
+        match self.beside() {
+            Some(_) if !self.kernel.rotary() => after(Some(state), self.key_name(), &heads.k).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Mixer for KernelMixer {
+    fn tensors(&self) -> Vec<NewTensor> {
+        let mut all = self.kernel.tensors();
+        all.extend(self.window.and_then(|w| w.tensors(&self.site)));
+        all
+    }
+
+    fn mix(&self, heads: &Heads, bound: &Bound, state: Option<&mut State>, branches: Branches) -> Result<Var> {
+        let joined = Joined::of(heads, state.as_deref())?;
+        let mut linear = None;
+        // Without a state to leave, a switched-off linear branch need not be computed.
+        if state.is_some() || branches != Branches::WindowOnly {
+            let features = self.features(heads, state.as_deref(), bound)?;
+            linear = Some(self.linear(heads, &features, &joined, state.as_deref())?);
+        }
+        let window = self.window_of(heads, &joined, branches)?;
+        if let (Some(state), Some(linear)) = (state, &linear) {
+            let raw = self.raw(heads, state)?;
+            state.tensors.insert("s", linear.state.value().clone());
+            state.tensors.insert("z", linear.normaliser.value().clone());
+            self.keep(heads, &joined, raw, state)?;
+        }
+        let linear = linear.filter(|_| branches != Branches::WindowOnly).map(|l| (l.num, l.den));
+        self.combine(window, linear, heads, bound)
+    }
+
+    fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor> {
+        let (batch, _) = heads.size()?;
+        let (q, k) = self.mapped(heads)?;
+        let Site { heads: h, width, .. } = self.site;
+        if state.get("s").is_none() {
+            let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+            state.tensors.insert("s", zeros(&[batch, h, self.kernel.features(), width])?);
+            state.tensors.insert("z", zeros(&[batch, h, self.kernel.features()])?);
+        }
+        let joined = Joined::of(heads, Some(state))?;
+        let raw = self.raw(heads, state)?;
+        // The key that leaves the window enters the state; without a joint normaliser the token's own does at once.
+        let (keys, values, rows) = match self.beside() {
+            Some(sight) => {
+                let (columns, rows) = joined.past.leaving(&heads.documents, sight);
+                let leaving = |x: &Var| x.value().narrow(1, columns.start, columns.len());
+                (leaving(raw.as_ref().unwrap_or(&joined.k))?, leaving(&joined.v)?, rows)
+            }
+            None => {
+                let whole = |row: usize| 0..heads.documents.row(row).len().min(1);
+                (k.value().clone(), heads.v.value().clone(), (0..batch).map(whole).collect())
+            }
+        };
+        let a = self.kernel.map(Side::Query, q, bound)?;
+        let b = match keys.dim(1)? {
+            0 => None,
+            _ => Some(self.kernel.map(Side::Key, &keys.contiguous()?.into(), bound)?),
+        };
+        let entering = b.as_ref().map(|b| Entering { b: b.value(), v: &values, rows: &rows });
+        let (s, z) = (&state.tensors["s"], &state.tensors["z"]);
+        let (num, den, s, z) = linear_attention_step(a.value(), entering, &heads.documents, s, z)?;
+        let window = self.window_of(heads, &joined, Branches::Both)?;
+        state.tensors.insert("s", s);
+        state.tensors.insert("z", z);
+        self.keep(heads, &joined, raw, state)?;
+        Ok(self.combine(window, Some((num.into(), den.into())), heads, bound)?.value().clone())
+    }
+
+    fn transfer(&self, heads: &Heads, bound: &Bound, weights: bool) -> Result<(Var, Option<Var>)> {
+        if !weights {
+            return Ok((self.mix(heads, bound, None, Branches::Both)?, None));
+        }
+        let window = match self.window {
+            None => None,
+            Some(w) if w.combine == Combine::Joint && w.sinks == 0 => Some((w.size, bound.get("window_factor")?)),
+            Some(_) => {
+                return Err(Error::usage(
+                    "attention weights can be compared only without a window, or with one under a joint normaliser \
+                     and without sinks",
+                    "set `loss.weights = 0` in the attention-transfer stage",
+                ));
+            }
+        };
+        let joined = Joined::of(heads, None)?;
+        let features = self.features(heads, None, bound)?;
+        let linear = self.linear(heads, &features, &joined, None)?;
+        let of_window = self.window_of(heads, &joined, Branches::Both)?;
+        let output = self.combine(of_window, Some((linear.num, linear.den)), heads, bound)?;
+        let (q, k) = heads.rotated()?;
+        let (q, k, Features { q: a, k: b }) = (q.value(), k.value(), &features);
+        let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, self.scale())?;
+        Ok((output, Some(loss)))
+    }
+
+    fn state_bytes(&self, context: usize) -> usize {
+        let Site { heads, width, .. } = self.site;
+        let window = self.window.map_or(0, |w| w.state_bytes(&self.site, context));
+        // Half as much again where the maps take keys before RoPE and the window those after it.
+        let raw = if self.beside().is_some() && !self.kernel.rotary() { window / 2 } else { 0 };
+        4 * heads * self.kernel.features() * (width + 1) + window + raw
+    }
+}

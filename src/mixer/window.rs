@@ -1,0 +1,125 @@
+//! The softmax window beside a mixer's linear branch: which keys it sees, what of them is kept, and how both branches
+//! become one output.
+
+use super::{Bound, Heads, Initial, NewTensor, Site, State};
+use crate::Result;
+use crate::ops::sight::{Past, Sight, Span};
+use crate::ops::{Var, attention, blend};
+use candle_core::{DType, Device, Tensor};
+
+/// LoLCATs' start of the window factor: sigmoid(-2.197) = 0.1.
+const WINDOW_FACTOR: f32 = -2.197_224_6;
+
+/// A softmax window beside the linear branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Keys that it sees, the query's own included.
+    pub size: usize,
+    /// First tokens of the text that every query sees besides.
+    #[serde(default)]
+    pub sinks: usize,
+    pub combine: Combine,
+}
+
+/// How window and linear branch become one output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Combine {
+    /// One normaliser over both, the window weighed by a learned factor per head (LoLCATs); the linear branch sees
+    /// what the window does not.
+    Joint,
+    /// Half and half; the linear branch sees everything (Liger).
+    Fixed,
+    /// A learned share per head, half at the start; the linear branch sees everything.
+    Learned,
+}
+
+impl Combine {
+    pub const ALL: &'static [Combine] = &[Combine::Joint, Combine::Fixed, Combine::Learned];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Combine::Joint => "joint",
+            Combine::Fixed => "fixed",
+            Combine::Learned => "learned",
+        }
+    }
+}
+
+impl Window {
+    pub(super) fn sight(&self) -> Sight {
+        Sight { span: Span::Sliding { size: self.size }, sinks: self.sinks }
+    }
+
+    pub(super) fn tensors(&self, site: &Site) -> Option<NewTensor> {
+        let (name, start) = match self.combine {
+            Combine::Joint => ("window_factor", WINDOW_FACTOR),
+            Combine::Learned => ("window_share", 0.0),
+            Combine::Fixed => return None,
+        };
+        Some(NewTensor { name, shape: vec![site.heads], initial: Initial::Constant(start) })
+    }
+
+    /// Bytes of its keys and values after `context` tokens.
+    pub(super) fn state_bytes(&self, site: &Site, context: usize) -> usize {
+        let pinned = self.sinks.min(context);
+        4 * 2 * (pinned + self.size.min(context - pinned)) * site.kv_heads * site.width
+    }
+
+    /// Both outputs in this window's shares; not for a joint normaliser.
+    pub(super) fn blend(&self, window: &Var, linear: &Var, bound: &Bound) -> Result<Var> {
+        match self.combine {
+            Combine::Learned => blend::blend(window, linear, bound.get("window_share")?),
+            // A factor of 0 is a share of one half.
+            _ => blend::blend(window, linear, &Tensor::zeros(window.value().dim(2)?, DType::F32, &Device::Cpu)?.into()),
+        }
+    }
+}
+
+/// The keys and values of a call: those that a state has kept, then the call's own.
+pub(super) struct Joined {
+    /// After RoPE.
+    pub k: Var,
+    pub v: Var,
+    pub past: Past,
+    /// One token after a state: recurrent form.
+    one_token: bool,
+}
+
+impl Joined {
+    pub fn of(heads: &Heads, state: Option<&State>) -> Result<Self> {
+        let (batch, tokens) = heads.size()?;
+        let past = state.map_or_else(|| Past::none(batch), |s| s.past(batch));
+        let (k, v) = (after(state, "k", &heads.rotated()?.1)?, after(state, "v", &heads.v)?);
+        Ok(Joined { k, v, past, one_token: state.is_some() && tokens == 1 })
+    }
+
+    /// Numerator and denominator of the window.
+    pub fn attend(&self, sight: Sight, heads: &Heads, scale: f32) -> Result<(Var, Var)> {
+        let (q, documents) = (&heads.rotated()?.0, &heads.documents);
+        if self.one_token {
+            let (k, v) = (self.k.value(), self.v.value());
+            let (num, den) = attention::attention_step(q.value(), k, v, sight, documents, &self.past, scale)?;
+            return Ok((num.into(), den.into()));
+        }
+        attention::attention(q, &self.k, &self.v, sight, documents, &self.past, scale)
+    }
+
+    /// Leaves in `state` what the next call needs of these keys and values.
+    pub fn keep(&self, sight: Sight, heads: &Heads, state: &mut State) -> Result<Past> {
+        let next = self.past.after(&heads.documents, sight);
+        for (name, x) in [("k", &self.k), ("v", &self.v)] {
+            state.tensors.insert(name, self.past.carry(x.value(), &heads.documents, &next)?);
+        }
+        Ok(next)
+    }
+}
+
+/// The columns that `state` has kept under `name`, then `new`, along the tokens.
+pub(super) fn after(state: Option<&State>, name: &str, new: &Var) -> Result<Var> {
+    Ok(match state.and_then(|s| s.get(name)) {
+        Some(old) => Tensor::cat(&[old, new.value()], 1)?.into(),
+        None => new.clone(),
+    })
+}

@@ -1,0 +1,80 @@
+//! Softmax attention: what queries see, documents, padding, and keys before the call.
+
+use super::*;
+use ops::attention::{attention, attention_step};
+
+#[test]
+fn every_sight_over_every_layout() {
+    for &(b, t, h, g, k, v) in SHAPES {
+        for &sight in SIGHTS {
+            for documents in layouts(b, t) {
+                for past in pasts(b, sight) {
+                    let keys = t + past.columns();
+                    let inputs = [
+                        random(1, &[b, t, h, k], 2.0),
+                        random(2, &[b, keys, g, k], 2.0),
+                        random(3, &[b, keys, g, v], 1.0),
+                    ];
+                    let scale = 1.0 / (k as f64).sqrt();
+                    compare(
+                        &format!("attention {:?} {sight:?} {documents:?} {past:?}", (b, t, h, g, k, v)),
+                        &inputs,
+                        |x| {
+                            let (num, den) = attention(&x[0], &x[1], &x[2], sight, &documents, &past, scale as f32)?;
+                            Ok(vec![num, den])
+                        },
+                        |x| {
+                            let qkv = [&x[0], &x[1], &x[2]];
+                            let outputs = reference::attention(qkv, sight, &documents, &past, scale)?;
+                            connected(outputs.to_vec(), x)
+                        },
+                        TOLERANCE,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn large_logits_are_finite() {
+    let (q, k) = (random(1, &[1, 70, 2, 8], 300.0), random(2, &[1, 70, 1, 8], 300.0));
+    let v = random(3, &[1, 70, 1, 8], 1.0);
+    let tape = ops::Tape::new();
+    let q = tape.leaf(q);
+    let sight = Sight { span: Span::Sliding { size: 16 }, sinks: 2 };
+    let documents = Documents::new(70, vec![vec![3..20, 20..70]]).unwrap();
+    let (num, den) = attention(&q, &k.into(), &v.into(), sight, &documents, &Past::none(1), 1.0).unwrap();
+    let o = ops::quotient::quotient(&num, &den, 0.0).unwrap();
+    let grad = tape.backward(vec![(&o, random(4, &[1, 70, 2, 8], 1.0))]).unwrap().take(&q).unwrap();
+    assert!(difference(&grad, &grad) == 0.0 && difference(o.value(), o.value()) == 0.0);
+}
+
+#[test]
+fn step() {
+    let documents = Documents::new(1, [0, 1, 0, 0].map(|empty| vec![0..1; 1 - empty]).to_vec()).unwrap();
+    for &sight in SIGHTS {
+        let recent = sight.keeps().unwrap_or(36).min(36);
+        let past = Past { pinned: sight.sinks, recent, seen: vec![36, 20, 3, 0] };
+        let keys = past.columns() + 1;
+        let q = random(1, &[4, 1, 4, 8], 2.0);
+        let (k, v) = (random(2, &[4, keys, 2, 8], 2.0), random(3, &[4, keys, 2, 6], 1.0));
+        let (num, den) = attention_step(&q, &k, &v, sight, &documents, &past, 0.3).unwrap();
+        let [want_num, want_den] = reference::attention([&q, &k, &v], sight, &documents, &past, 0.3).unwrap();
+        assert!(difference(&num, &want_num) < TOLERANCE && difference(&den, &want_den) < TOLERANCE, "{sight:?}");
+    }
+}
+
+#[test]
+fn keys_that_queries_need_are_there() {
+    let x = |tokens| Var::from(random(1, &[1, tokens, 1, 4], 1.0));
+    let run = |sight, past: &Past| {
+        let keys = x(past.columns() + 3);
+        attention(&x(3), &keys, &keys, sight, &Documents::whole(1, 3), past, 1.0).is_ok()
+    };
+    let past = |pinned, recent| Past { pinned, recent, seen: vec![20] };
+    assert!(run(Sight::sliding(5), &past(0, 4)) && !run(Sight::sliding(5), &past(0, 3)));
+    let sinks = Sight { span: Span::Sliding { size: 5 }, sinks: 2 };
+    assert!(run(sinks, &past(2, 4)) && !run(sinks, &past(1, 6)) && run(sinks, &past(0, 20)));
+    assert!(!run(Sight::ALL, &past(0, 19)) && !run(Sight::sliding(0), &past(0, 20)));
+}

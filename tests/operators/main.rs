@@ -1,0 +1,224 @@
+//! The shared suite: every fast operator against its definition, outputs and the gradients of all inputs.
+
+mod attention;
+#[path = "../common/mod.rs"]
+mod common;
+mod linear_attention;
+mod losses;
+mod short_convolution;
+mod streams;
+
+use candle_core::{D, Device, Tensor};
+use common::{compare, difference, random};
+use std::sync::Arc;
+use subquad::ops::{self, Documents, Past, Sight, Span, Var, reference};
+
+const TOLERANCE: f64 = 2e-5;
+
+/// Batch, tokens, heads, kv heads, key width, value width.
+const SHAPES: &[(usize, usize, usize, usize, usize, usize)] = &[
+    (1, 1, 1, 1, 4, 4),
+    (2, 5, 2, 1, 8, 6),
+    (1, 63, 4, 2, 16, 16),
+    (2, 65, 2, 2, 8, 8),
+    (1, 130, 4, 1, 8, 12),
+    (1, 200, 2, 1, 64, 64),
+];
+
+/// Ways to lay documents in rows: whole; padding of different length before; several documents, padding between and after
+/// them, and rows without any.
+#[allow(clippy::single_range_in_vec_init, reason = "one document, not its tokens")]
+fn layouts(batch: usize, tokens: usize) -> Vec<Arc<Documents>> {
+    let mut all = vec![Documents::whole(batch, tokens)];
+    let mut add = |rows: [Vec<std::ops::Range<usize>>; 2]| {
+        all.push(Documents::new(tokens, (0..batch).map(|i| rows[i % 2].clone()).collect()).unwrap());
+    };
+    if tokens > 4 {
+        let (a, b) = (tokens / 3 + 1, tokens / 2 + 1);
+        add([vec![1..tokens], vec![b..tokens]]);
+        add([vec![1..a, a..b, b + 1..tokens], vec![0..tokens - 2]]);
+        add([vec![0..2, 3..tokens - 1], vec![]]);
+    }
+    all
+}
+
+/// What queries see: spans, with and without sinks.
+const SIGHTS: &[Sight] = &[
+    Sight::ALL,
+    Sight { span: Span::Sliding { size: 1 }, sinks: 0 },
+    Sight { span: Span::Sliding { size: 16 }, sinks: 0 },
+    Sight { span: Span::Sliding { size: 64 }, sinks: 0 },
+    Sight { span: Span::Sliding { size: 500 }, sinks: 1 },
+    Sight { span: Span::Sliding { size: 7 }, sinks: 3 },
+    Sight { span: Span::Block { size: 16, previous: false }, sinks: 0 },
+    Sight { span: Span::Block { size: 64, previous: true }, sinks: 0 },
+    Sight { span: Span::Block { size: 5, previous: true }, sinks: 4 },
+];
+
+/// Nothing before the call, and rows of different lengths of which a state kept what `sight` asks for.
+fn pasts(batch: usize, sight: Sight) -> [Past; 2] {
+    let seen: Vec<usize> = (0..batch).map(|row| [9, 2][row % 2]).collect();
+    let recent = sight.keeps().unwrap_or(9).min(9 - sight.sinks);
+    [Past::none(batch), Past { pinned: sight.sinks, recent, seen }]
+}
+
+/// The outputs with every input in their graph (a factor of 0 would take it out again): no gradient is one of zero.
+fn connected(mut outputs: Vec<Tensor>, inputs: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
+    for x in inputs {
+        outputs[0] = outputs[0].broadcast_add(&(x.sum_all()? * 1e-30)?)?;
+    }
+    Ok(outputs)
+}
+
+#[test]
+fn linear() {
+    compare(
+        "linear",
+        &[random(1, &[2, 7, 12], 1.0), random(2, &[5, 12], 1.0)],
+        |x| Ok(vec![ops::linear::linear(&x[0], &x[1])?]),
+        |x| Ok(vec![x[0].broadcast_matmul(&x[1].t()?.unsqueeze(0)?)?]),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn elementwise() {
+    let inputs = [random(1, &[3, 9, 11], 6.0), random(2, &[3, 9, 11], 2.0)];
+    compare(
+        "add",
+        &inputs,
+        |x| Ok(vec![ops::elementwise::add(&x[0], &x[1])?]),
+        |x| Ok(vec![(&x[0] + &x[1])?]),
+        TOLERANCE,
+    );
+    compare(
+        "add_scaled",
+        &inputs,
+        |x| Ok(vec![ops::elementwise::add_scaled(&x[0], 0.25, &x[1])?]),
+        |x| Ok(vec![(&x[0] + (&x[1] * 0.25)?)?]),
+        TOLERANCE,
+    );
+    compare(
+        "swiglu",
+        &inputs,
+        |x| Ok(vec![ops::elementwise::swiglu(&x[0], &x[1])?]),
+        |x| Ok(vec![(x[0].silu()? * &x[1])?]),
+        TOLERANCE,
+    );
+    let target = inputs[1].clone();
+    compare(
+        "mean squared error",
+        &inputs[..1],
+        |x| Ok(vec![ops::elementwise::mean_squared_error(&x[0], &target)?]),
+        |x| Ok(vec![(&x[0] - target.to_dtype(x[0].dtype())?)?.sqr()?.mean_all()?]),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn rms_norm() {
+    let w = random(2, &[20], 1.0);
+    compare(
+        "rms norm",
+        &[random(1, &[2, 70, 20], 3.0)],
+        |x| Ok(vec![ops::norm::rms_norm(&x[0], &w, 1e-5)?]),
+        |x| Ok(vec![candle_nn::ops::rms_norm_slow(&x[0], &w.to_dtype(x[0].dtype())?, 1e-5)?]),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn rope() {
+    let (t, k) = (9, 8);
+    let rotary = ops::rope::Rotary::new(k, 10000.0);
+    let angles = rotary.angles(3, t);
+    compare(
+        "rope",
+        &[random(1, &[2, t, 3, k], 1.0)],
+        |x| Ok(vec![ops::rope::rope(&x[0], &angles)?]),
+        |x| {
+            let angle = |p: usize, i: usize| (3 + p) as f64 / 10000f64.powf(2.0 * i as f64 / k as f64);
+            let all: Vec<f64> = (0..t).flat_map(|p| (0..k / 2).map(move |i| angle(p, i))).collect();
+            let all = Tensor::from_vec(all, (t, k / 2), &Device::Cpu)?;
+            let y = x[0].transpose(1, 2)?.contiguous()?;
+            Ok(vec![candle_nn::rotary_emb::rope_slow(&y, &all.cos()?, &all.sin()?)?.transpose(1, 2)?])
+        },
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn feature_map() {
+    for &(b, t, h, g, k, f) in SHAPES {
+        compare(
+            &format!("two softmaxes {:?}", (b, t, h, g, k, f)),
+            &[random(1, &[b, t, g, k], 2.0), random(2, &[h, k, f], 1.0)],
+            |x| Ok(vec![ops::feature_map::two_softmaxes(&x[0], &x[1])?]),
+            |x| Ok(vec![reference::two_softmaxes(&x[0], &x[1])?]),
+            TOLERANCE,
+        );
+    }
+}
+
+#[test]
+fn operators_are_causal() {
+    let (b, t, h, k) = (1, 100, 2, 8);
+    let run = |x: &Tensor| {
+        let x: Var = x.abs().unwrap().into();
+        let (documents, past) = (Documents::whole(b, t), Past::none(b));
+        let beside = Some(Sight::sliding(3));
+        let l = ops::linear_attention::linear_attention(&x, &x, &x, beside, &documents, &past, None).unwrap();
+        let (num, _) = ops::attention::attention(&x, &x, &x, Sight::sliding(9), &documents, &past, 1.0).unwrap();
+        let (flat, weight) = (x.reshape(&[b, t, h * k]).unwrap(), random(3, &[h * k, 4], 1.0).into());
+        let (y, _) = ops::short_convolution::short_convolution(&flat, &weight, None, true, None, &documents).unwrap();
+        let y = y.reshape(&[b, t, h, k]).unwrap();
+        Tensor::cat(&[l.num.value(), num.value(), y.value()], D::Minus1).unwrap()
+    };
+    let x = random(1, &[b, t, h, k], 1.0);
+    let changed = Tensor::cat(&[x.narrow(1, 0, 70).unwrap(), random(2, &[b, 30, h, k], 1.0)], 1).unwrap();
+    let (before, after) = (run(&x), run(&changed));
+    let first = |y: &Tensor| y.narrow(1, 0, 70).unwrap();
+    assert_eq!(common::largest(&first(&before), &first(&after)), 0.0);
+    assert!(common::largest(&before, &after) > 0.0);
+}
+
+#[test]
+fn quotients() {
+    let (b, t, h, v) = (2, 70, 3, 5);
+    let num = |seed| random(seed, &[b, t, h, v], 1.0);
+    let den = |seed| (random(seed, &[b, t, h], 1.0).abs().unwrap() + 0.1).unwrap();
+    compare(
+        "quotient",
+        &[num(1), den(2)],
+        |x| Ok(vec![ops::quotient::quotient(&x[0], &x[1], 1e-12)?]),
+        |x| Ok(vec![x[0].broadcast_div(&x[1].unsqueeze(3)?)?]),
+        TOLERANCE,
+    );
+    compare(
+        "joint quotient",
+        &[num(1), den(2), num(3), den(4), random(5, &[h], 2.0)],
+        |x| Ok(vec![ops::quotient::joint_quotient((&x[0], &x[1]), (&x[2], &x[3]), &x[4])?]),
+        |x| Ok(vec![reference::joint_quotient(&x[0], &x[1], &x[2], &x[3], &x[4])?]),
+        TOLERANCE,
+    );
+}
+
+/// Padding has neither numerator nor denominator: its output is zero and it has no gradient.
+#[test]
+fn quotients_of_padding() {
+    let zero = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let tape = ops::Tape::new();
+    let [nw, nl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1, 3])));
+    let [dw, dl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1])));
+    let factor = tape.leaf(zero(&[1]));
+    let single = ops::quotient::quotient(&nw, &dw, 0.0).unwrap();
+    let joint = ops::quotient::joint_quotient((&nw, &dw), (&nl, &dl), &factor).unwrap();
+    let up = random(1, &[1, 2, 1, 3], 1.0);
+    let mut grads = tape.backward(vec![(&single, up.clone()), (&joint, up)]).unwrap();
+    for x in [&single, &joint] {
+        assert_eq!(common::largest(x.value(), &zero(&[1, 2, 1, 3])), 0.0);
+    }
+    for x in [&nw, &nl, &dw, &dl, &factor] {
+        assert_eq!(common::largest(&grads.take(x).unwrap(), &x.value().zeros_like().unwrap()), 0.0);
+    }
+}
