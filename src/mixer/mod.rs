@@ -3,11 +3,13 @@
 //! A mixer sees a layer's heads and nothing else: no architecture, no device. Softmax attention is one more mixer, the
 //! one that every layer of a teacher uses.
 
+mod carry;
 mod heads;
 mod hedgehog;
 pub mod initial;
 mod kernel;
 pub mod options;
+mod recurrent;
 mod softmax;
 mod state;
 mod window;

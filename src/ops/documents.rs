@@ -46,6 +46,15 @@ impl Documents {
         Ok(Arc::new(Documents { tokens, rows }))
     }
 
+    /// The same with `n` steps in the place of every token.
+    pub fn times(self: &Arc<Self>, n: usize) -> Arc<Self> {
+        if n == 1 {
+            return self.clone();
+        }
+        let row = |row: &Vec<Range<usize>>| row.iter().map(|d| d.start * n..d.end * n).collect();
+        Arc::new(Documents { tokens: self.tokens * n, rows: self.rows.iter().map(row).collect() })
+    }
+
     pub fn batch(&self) -> usize {
         self.rows.len()
     }

@@ -1,0 +1,154 @@
+//! Operators of a recurrent mechanism with what each of them carries from call to call.
+//!
+//! A mechanism writes its formula once, in these operators. A call without a state computes whole sequences, a call with
+//! one continues from it and leaves what the next needs, and a call of one token takes the recurrent form.
+
+use super::State;
+use crate::Result;
+use crate::ops::delta_rule::delta_rule;
+use crate::ops::dplr::dplr;
+use crate::ops::gated_linear_attention::gated_linear_attention;
+use crate::ops::recurrent_step::{Token, recurrent_step};
+use crate::ops::short_convolution::short_convolution;
+use crate::ops::{Documents, Var};
+use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
+
+/// The state of one call, by the names that a mechanism gives its parts; none: nothing is carried.
+pub struct Carry<'a> {
+    state: Option<&'a mut State>,
+    documents: &'a Arc<Documents>,
+    /// Tokens of each row's continuing document before this call.
+    seen: Vec<usize>,
+}
+
+impl<'a> Carry<'a> {
+    pub(super) fn new(state: Option<&'a mut State>, documents: &'a Arc<Documents>) -> Self {
+        let batch = documents.batch();
+        let seen = state.as_ref().map_or_else(|| vec![0; batch], |s| s.past(batch).seen);
+        Carry { state, documents, seen }
+    }
+
+    pub fn documents(&self) -> &Arc<Documents> {
+        self.documents
+    }
+
+    /// Position of every token in its document, [B][T]; 0 for padding.
+    pub fn positions(&self) -> Vec<Vec<usize>> {
+        let row = |b: usize| {
+            let mut positions = vec![0; self.documents.tokens()];
+            for (i, document) in self.documents.row(b).iter().enumerate() {
+                let first = if i == 0 { self.seen[b] } else { 0 };
+                document.clone().for_each(|t| positions[t] = first + t - document.start);
+            }
+            positions
+        };
+        (0..self.documents.batch()).map(row).collect()
+    }
+
+    /// What an earlier call left under `name`.
+    pub fn get(&self, name: &str) -> Option<Var> {
+        self.state.as_ref().and_then(|s| s.get(name)).map(|t| t.clone().into())
+    }
+
+    /// Leaves `value` for the next call.
+    pub fn put(&mut self, name: &'static str, value: &Var) {
+        if let Some(state) = &mut self.state {
+            state.tensors.insert(name, value.value().clone());
+        }
+    }
+
+    /// Whether every row has one token of a text that goes on: then an operator takes its recurrent form.
+    pub fn one_token(&self) -> bool {
+        let documents = self.documents;
+        self.state.is_some() && documents.tokens() == 1 && (0..documents.batch()).all(|b| !documents.row(b).is_empty())
+    }
+
+    /// [`gated_linear_attention`] with its state `name`.
+    pub fn gated(
+        &mut self,
+        name: &'static str,
+        (q, k, v): (&Var, &Var, &Var),
+        gate: Option<&Var>,
+        bonus: Option<&Var>,
+    ) -> Result<Var> {
+        let before = self.get(name);
+        let (o, after) = if self.one_token() {
+            let states = gate.map_or(k.value().dim(2), |g| g.value().dim(2))?;
+            let token = Token { gate: gate.map(Var::value), bonus: bonus.map(Var::value), ..token(q, k, v) };
+            step(token, before, states)?
+        } else {
+            gated_linear_attention(q, k, v, gate, bonus, before.as_ref(), self.documents)?
+        };
+        self.put(name, &after);
+        Ok(o)
+    }
+
+    /// [`delta_rule`] with its state `name`, in `micro` steps a token, side by side: [B, T * micro, ..].
+    pub fn delta(
+        &mut self,
+        name: &'static str,
+        (q, k, v): (&Var, &Var, &Var),
+        beta: &Var,
+        gate: Option<&Var>,
+        micro: usize,
+    ) -> Result<Var> {
+        let before = self.get(name);
+        let (o, after) = if self.one_token() && micro == 1 {
+            let token = Token { gate: gate.map(Var::value), beta: Some(beta.value()), ..token(q, k, v) };
+            step(token, before, beta.value().dim(2)?)?
+        } else {
+            delta_rule(q, k, v, beta, gate, before.as_ref(), &self.documents.times(micro))?
+        };
+        self.put(name, &after);
+        Ok(o)
+    }
+
+    /// [`dplr`] with its state `name`.
+    pub fn dplr(
+        &mut self,
+        name: &'static str,
+        (q, k, v): (&Var, &Var, &Var),
+        (a, b): (&Var, &Var),
+        gate: Option<&Var>,
+    ) -> Result<Var> {
+        let before = self.get(name);
+        let (o, after) = if self.one_token() {
+            let transition = Some((a.value(), b.value()));
+            let token = Token { gate: gate.map(Var::value), transition, ..token(q, k, v) };
+            step(token, before, a.value().dim(2)?)?
+        } else {
+            dplr((q, k, v), (a, b), gate, before.as_ref(), self.documents)?
+        };
+        self.put(name, &after);
+        Ok(o)
+    }
+
+    /// [`short_convolution`] of `x` [B, T, N] with its tail `name`.
+    pub fn convolution(
+        &mut self,
+        name: &'static str,
+        x: &Var,
+        weight: &Var,
+        bias: Option<&Var>,
+        silu: bool,
+    ) -> Result<Var> {
+        let (y, tail) = short_convolution(x, weight, bias, silu, self.get(name).as_ref(), self.documents)?;
+        self.put(name, &tail);
+        Ok(y)
+    }
+}
+
+fn token<'a>(q: &'a Var, k: &'a Var, v: &'a Var) -> Token<'a> {
+    Token { q: q.value(), k: k.value(), v: v.value(), gate: None, beta: None, transition: None, bonus: None }
+}
+
+fn step(token: Token, before: Option<Var>, states: usize) -> Result<(Var, Var)> {
+    let (batch, _, _, key_width) = token.k.dims4()?;
+    let state = match before {
+        Some(state) => state.value().clone(),
+        None => Tensor::zeros((batch, states, key_width, token.v.dim(3)?), DType::F32, &Device::Cpu)?,
+    };
+    let (o, after) = recurrent_step(token, &state)?;
+    Ok((o.into(), after.into()))
+}
