@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod attention_entropy;
+pub mod broadcast;
 pub mod cpu;
 pub mod delta_rule;
 pub mod documents;
@@ -17,6 +18,7 @@ pub mod gated_linear_attention;
 pub mod head;
 pub mod linear;
 pub mod linear_attention;
+pub mod map;
 pub mod norm;
 pub mod quotient;
 pub mod recurrent_step;
