@@ -19,6 +19,8 @@ pub enum Initial {
     Constant(f32),
     /// Ones on the diagonal of the last two dimensions.
     Identity,
+    /// 1 in the last column, 0 before it: a causal convolution that passes its input on.
+    LastTap,
     /// Uniform in +-sqrt(6 / ((1 + slope^2) fan_in)), slope sqrt(5): torch's default of a linear layer.
     Kaiming {
         fan_in: usize,
@@ -40,6 +42,10 @@ impl Initial {
             Initial::Identity => {
                 let (rows, cols) = (shape[shape.len() - 2], shape[shape.len() - 1]);
                 (0..n).map(|i| if i / cols % rows == i % cols { 1.0 } else { 0.0 }).collect()
+            }
+            Initial::LastTap => {
+                let taps = shape[shape.len() - 1];
+                (0..n).map(|i| if i % taps == taps - 1 { 1.0 } else { 0.0 }).collect()
             }
             Initial::Kaiming { fan_in } => {
                 let bound = 1.0 / (fan_in.max(1) as f32).sqrt();

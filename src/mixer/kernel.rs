@@ -4,7 +4,7 @@
 //! under one joint normaliser, or blended with it.
 
 use super::window::{Combine, Joined, Window, after};
-use super::{Bound, Branches, Heads, Mixer, NewTensor, Site, State};
+use super::{Bound, Branches, Heads, Knob, Mixer, NewTensor, Scale, Site, State};
 use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, attention_entropy, quotient};
@@ -35,6 +35,14 @@ pub trait Kernel: Send + Sync {
     fn rotary(&self) -> bool {
         true
     }
+
+    /// What calibration may try: scales of features.
+    fn knobs(&self) -> Vec<Knob> {
+        vec![]
+    }
+
+    /// What the linear branch is multiplied by where it has a normaliser of its own.
+    fn scale(&self) -> Scale;
 
     /// q [B, T, H, K] or k [B, T, G, K] -> [B, T, H, F], non-negative.
     fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var>;
@@ -113,20 +121,25 @@ impl KernelMixer {
         heads: &Heads,
         bound: &Bound,
     ) -> Result<Var> {
-        let eps = self.kernel.eps();
         match (window, linear, self.window) {
             (Some(w), Some(l), Some(window)) => match window.combine {
                 Combine::Joint => quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), bound.get("window_factor")?),
                 _ => {
-                    let (w, l) = (quotient::quotient(&w.0, &w.1, 0.0)?, quotient::quotient(&l.0, &l.1, eps)?);
-                    window.blend(&w, &l, bound)
+                    let w = quotient::quotient(&w.0, &w.1, 0.0)?;
+                    window.blend(&w, &self.alone(&l, bound)?, bound)
                 }
             },
             (Some(w), ..) => quotient::quotient(&w.0, &w.1, 0.0),
-            (None, Some(l), _) => quotient::quotient(&l.0, &l.1, eps),
+            (None, Some(l), _) => self.alone(&l, bound),
             // The only branch is switched off: the mixer is silent.
             (None, None, _) => Ok(Var::constant(heads.q.value().zeros_like()?)),
         }
+    }
+
+    /// The linear branch under its own normaliser.
+    fn alone(&self, linear: &(Var, Var), bound: &Bound) -> Result<Var> {
+        let output = quotient::quotient(&linear.0, &linear.1, self.kernel.eps())?;
+        Mixer::scale(self).apply(&output, bound)
     }
 
     fn window_of(&self, heads: &Heads, joined: &Joined, branches: Branches) -> Result<Option<(Var, Var)>> {
@@ -163,6 +176,7 @@ impl KernelMixer {
 impl Mixer for KernelMixer {
     fn tensors(&self) -> Vec<NewTensor> {
         let mut all = self.kernel.tensors();
+        all.extend(Mixer::scale(self).tensor(&self.site));
         all.extend(self.window.and_then(|w| w.tensors(&self.site)));
         all
     }
@@ -248,6 +262,15 @@ impl Mixer for KernelMixer {
         let (q, k, Features { q: a, k: b }) = (q.value(), k.value(), &features);
         let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, self.scale())?;
         Ok((output, Some(loss)))
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        self.kernel.knobs()
+    }
+
+    fn scale(&self) -> Scale {
+        // Under a joint normaliser the linear branch has no output of its own.
+        if self.beside().is_some() { Scale::Absent } else { self.kernel.scale() }
     }
 
     fn state_bytes(&self, context: usize) -> usize {

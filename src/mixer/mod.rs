@@ -4,12 +4,16 @@
 //! one that every layer of a teacher uses.
 
 mod carry;
+mod gated_deltanet;
+mod gla;
 mod heads;
 mod hedgehog;
 pub mod initial;
 mod kernel;
 pub mod options;
+mod parts;
 mod recurrent;
+mod scale;
 mod softmax;
 mod state;
 mod window;
@@ -21,6 +25,7 @@ use candle_core::Tensor;
 pub use heads::{Bound, Heads};
 pub use initial::{Initial, NewTensor};
 pub use options::{OptionKind, OptionSpec, Options};
+pub use scale::{How, Knob, Scale};
 pub use softmax::Softmax;
 pub use state::State;
 pub use window::{Combine, Window};
@@ -45,7 +50,7 @@ pub struct Registration {
 pub type Build = fn(&Options, Site, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
-pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION];
+pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION, gla::REGISTRATION, gated_deltanet::REGISTRATION];
 
 /// Builds the mixer `name` for a layer.
 pub fn build(
@@ -119,6 +124,16 @@ pub trait Mixer: Send + Sync {
             ));
         }
         Ok((self.mix(heads, bound, None, Branches::Both)?, None))
+    }
+
+    /// What calibration may try, in this order.
+    fn knobs(&self) -> Vec<Knob> {
+        vec![]
+    }
+
+    /// What the linear branch is multiplied by.
+    fn scale(&self) -> Scale {
+        Scale::Absent
     }
 
     /// State bytes of one sequence after `context` tokens.

@@ -2,7 +2,7 @@
 
 use super::carry::Carry;
 use super::window::{Joined, Window};
-use super::{Bound, Branches, Heads, Mixer, NewTensor, Site, State};
+use super::{Bound, Branches, Heads, Knob, Mixer, NewTensor, Scale, Site, State};
 use crate::Result;
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, quotient};
@@ -15,6 +15,12 @@ pub trait Recurrent: Send + Sync {
 
     /// Output [B, T, H, V] of T >= 1 tokens: feature maps, gates, a core operator of `carry`, norm and output gate.
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var>;
+
+    /// What calibration may try: biases of gates first, then scales of features.
+    fn knobs(&self) -> Vec<Knob>;
+
+    /// What its output is multiplied by.
+    fn scale(&self) -> Scale;
 
     /// f32 numbers that it carries for one sequence.
     fn state_size(&self) -> usize;
@@ -35,6 +41,7 @@ struct RecurrentMixer {
 impl Mixer for RecurrentMixer {
     fn tensors(&self) -> Vec<NewTensor> {
         let mut all = self.recurrent.tensors();
+        all.extend(self.recurrent.scale().tensor(&self.site));
         all.extend(self.window.and_then(|w| w.tensors(&self.site)));
         all
     }
@@ -50,7 +57,8 @@ impl Mixer for RecurrentMixer {
         // Without a state to leave, a switched-off branch need not be computed.
         if state.is_some() || branches != Branches::WindowOnly {
             let mut carry = Carry::new(state.as_deref_mut(), &heads.documents);
-            linear = Some(self.recurrent.mix(heads, bound, &mut carry)?);
+            let output = self.recurrent.mix(heads, bound, &mut carry)?;
+            linear = Some(self.recurrent.scale().apply(&output, bound)?);
         }
         let linear = linear.filter(|_| branches != Branches::WindowOnly);
         let scale = 1.0 / (self.site.width as f32).sqrt();
@@ -79,6 +87,14 @@ impl Mixer for RecurrentMixer {
 
     fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor> {
         Ok(self.mix(heads, bound, Some(state), Branches::Both)?.value().clone())
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        self.recurrent.knobs()
+    }
+
+    fn scale(&self) -> Scale {
+        self.recurrent.scale()
     }
 
     fn state_bytes(&self, context: usize) -> usize {

@@ -99,6 +99,7 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
 fn words(initial: Initial) -> String {
     match initial {
         Initial::Constant(value) => format!("all {value}"),
+        Initial::LastTap => "last tap 1".into(),
         Initial::Identity => "identity".into(),
         Initial::Kaiming { .. } => "Kaiming-uniform".into(),
     }

@@ -1,0 +1,137 @@
+//! Parts that gated mechanisms share: short convolutions, low-rank gates, and what comes after the core operator.
+
+use super::carry::Carry;
+use super::{Bound, Heads, Initial, NewTensor, OptionKind, OptionSpec, Site};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::broadcast::{add, mul};
+use crate::ops::linear::linear;
+use crate::ops::map::{Map, map};
+use crate::ops::norm::rms_norm_over;
+
+/// silu(1.2785) = 1: an output gate that begins as the identity.
+const OPEN: f32 = 1.278_464_5;
+/// Taps of a short convolution, as in flash-linear-attention.
+const TAPS: usize = 4;
+
+/// Short depthwise convolutions with SiLU over q, k and v (flash-linear-attention, Mamba). They start as the last tap
+/// alone; the SiLU remains.
+pub struct Convolutions {
+    site: Site,
+    on: bool,
+}
+
+impl Convolutions {
+    /// The option that switches them.
+    pub const fn option(default: &'static str) -> OptionSpec {
+        OptionSpec {
+            name: "convolution",
+            kind: OptionKind::Flag,
+            default,
+            help: "short depthwise convolutions of 4 tokens with SiLU over q, k and v",
+        }
+    }
+
+    pub fn new(site: Site, on: bool) -> Self {
+        Convolutions { site, on }
+    }
+
+    pub fn tensors(&self) -> Vec<NewTensor> {
+        let Site { heads, kv_heads, width, .. } = self.site;
+        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
+        match self.on {
+            true => {
+                vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)]
+            }
+            false => vec![],
+        }
+    }
+
+    /// q, k, v as a mechanism without RoPE takes them.
+    pub fn run(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<(Var, Var, Var)> {
+        if !self.on {
+            return Ok((heads.q.clone(), heads.k.clone(), heads.v.clone()));
+        }
+        let mut one = |name: &'static str, x: &Var| -> Result<Var> {
+            let (b, t, h, k) = x.value().dims4()?;
+            let flat = x.reshape(&[b, t, h * k])?;
+            carry.convolution(name, &flat, bound.get(name)?, None, true)?.reshape(&[b, t, h, k])
+        };
+        Ok((one("q_convolution", &heads.q)?, one("k_convolution", &heads.k)?, one("v_convolution", &heads.v)?))
+    }
+
+    /// Numbers that they carry for one sequence.
+    pub fn state_size(&self) -> usize {
+        let Site { heads, kv_heads, width, .. } = self.site;
+        if self.on { (TAPS - 1) * (heads + 2 * kv_heads) * width } else { 0 }
+    }
+}
+
+/// A gate from the layer's input: W x + b, [B, T, N, n / N]; W starts at zero, so that only the bias counts.
+pub fn gate_tensors(weight: &'static str, bias: &'static str, site: &Site, n: usize, start: f32) -> [NewTensor; 2] {
+    [
+        NewTensor { name: weight, shape: vec![n, site.model_width], initial: Initial::Constant(0.0) },
+        NewTensor { name: bias, shape: vec![n], initial: Initial::Constant(start) },
+    ]
+}
+
+/// The gate of [`gate_tensors`] in `heads` heads.
+pub fn gate(heads: &Heads, bound: &Bound, weight: &str, bias: &str, states: usize) -> Result<Var> {
+    let logits = add(&linear(heads.input()?, bound.get(weight)?)?, bound.get(bias)?)?;
+    let (b, t, n) = logits.value().dims3()?;
+    logits.reshape(&[b, t, states, n / states])
+}
+
+/// The activation of an output gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputGate {
+    None,
+    /// x sigmoid(x)
+    Swish,
+}
+
+/// What follows a core operator: RMSNorm per head with a weight for every head and channel, times an output gate from
+/// the layer's input. (The published weight is shared by the heads. One per head folds into the o projection just as
+/// well, and lets calibration give each head its own scale.)
+pub struct Finish {
+    site: Site,
+    gate: OutputGate,
+    eps: f64,
+}
+
+impl Finish {
+    /// The option that switches the gate.
+    pub const GATE: OptionSpec = OptionSpec {
+        name: "output_gate",
+        kind: OptionKind::Flag,
+        default: "true",
+        help: "multiply the normalised output by swish(W x + b), the identity at the start",
+    };
+
+    /// The weight, which scales every head's output.
+    pub const SCALE: &'static str = "norm_weight";
+
+    pub fn new(site: Site, gated: bool, eps: f64) -> Self {
+        Finish { site, gate: if gated { OutputGate::Swish } else { OutputGate::None }, eps }
+    }
+
+    pub fn tensors(&self) -> Vec<NewTensor> {
+        let Site { heads, width, .. } = self.site;
+        let mut all = vec![NewTensor { name: Self::SCALE, shape: vec![heads, width], initial: Initial::Constant(1.0) }];
+        if self.gate != OutputGate::None {
+            all.extend(gate_tensors("output_gate_weight", "output_gate_bias", &self.site, heads * width, OPEN));
+        }
+        all
+    }
+
+    pub fn run(&self, o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
+        let o = rms_norm_over(o, 1, Some(bound.get(Self::SCALE)?), self.eps)?;
+        match self.gate {
+            OutputGate::None => Ok(o),
+            OutputGate::Swish => {
+                let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", self.site.heads)?;
+                mul(&o, &map(&gate, Map::Silu)?)
+            }
+        }
+    }
+}

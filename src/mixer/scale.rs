@@ -1,0 +1,71 @@
+//! What calibration may set in a mixer before any training.
+
+use super::{Bound, Initial, NewTensor, OptionKind, OptionSpec, Site};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::broadcast::mul;
+
+/// The tensor by which a mixer's linear branch is multiplied, one number or row of numbers per head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// None: the published form has no such tensor and the recipe wants it so.
+    Absent,
+    /// A tensor of the mechanism's own, [H, 1] or [H, V], such as the weight of its output norm.
+    Own(&'static str),
+    /// One number per head, added beside the mechanism. It folds into the o projection exactly where there is no window.
+    Added,
+}
+
+const ADDED: &str = "output_scale";
+
+impl Scale {
+    /// The option of mechanisms without a scale of their own.
+    pub const OPTION: OptionSpec = OptionSpec {
+        name: "output_scale",
+        kind: OptionKind::Flag,
+        default: "true",
+        help: "a learned scale per head on the linear branch, which calibration sets; false: the published form, which \
+               has none",
+    };
+
+    /// By the value of [`Scale::OPTION`].
+    pub fn added(on: bool) -> Self {
+        if on { Scale::Added } else { Scale::Absent }
+    }
+
+    pub(super) fn tensor(self, site: &Site) -> Option<NewTensor> {
+        let tensor = NewTensor { name: ADDED, shape: vec![site.heads, 1], initial: Initial::Constant(1.0) };
+        (self == Scale::Added).then_some(tensor)
+    }
+
+    pub(super) fn apply(self, output: &Var, bound: &Bound) -> Result<Var> {
+        if self == Scale::Added { mul(output, bound.get(ADDED)?) } else { Ok(output.clone()) }
+    }
+
+    /// The tensor's name.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Scale::Absent => None,
+            Scale::Own(name) => Some(name),
+            Scale::Added => Some(ADDED),
+        }
+    }
+}
+
+/// A tensor whose start decides what a mechanism does before training: calibration tries these values, head by head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Knob {
+    /// A tensor whose first dimension is a multiple of the heads (or of the kv heads): each head has its own part.
+    pub tensor: &'static str,
+    pub values: &'static [f32],
+    pub how: How,
+}
+
+/// What a knob's value does to a head's part of the tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Every element becomes the value: biases of gates.
+    Set,
+    /// The initial values are multiplied: feature maps.
+    Multiply,
+}
