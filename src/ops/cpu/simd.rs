@@ -33,6 +33,69 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// e^x that ends in an exact zero: 0 below -87.3, where [`exp`] stays at the smallest normal number.
+#[inline(always)]
+pub fn exp_to_zero(x: f32) -> f32 {
+    if x < -87.336_54 { 0.0 } else { exp(x) }
+}
+
+/// 1 / (1 + e^-x), small values to full relative accuracy, exactly 0 and 1 where it saturates.
+#[inline(always)]
+pub fn logistic(x: f32) -> f32 {
+    let e = exp_to_zero(-x.abs());
+    (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
+}
+
+/// Natural logarithm of normal x > 0 to 2 units in the last place; -inf at 0, NaN below and for NaN. (Cephes'
+/// polynomial.)
+#[inline(always)]
+pub fn ln(x: f32) -> f32 {
+    // x = 2^n m with m in sqrt(1/2)..sqrt(2); the number below has the bits of sqrt(1/2).
+    let shifted = x.to_bits().wrapping_sub(0x3f35_04f3) as i32;
+    let n = (shifted >> 23) as f32;
+    let r = f32::from_bits((shifted & 0x007f_ffff) as u32 + 0x3f35_04f3) - 1.0;
+    let mut p = 7.037_683_6e-2;
+    p = p * r - 1.151_461e-1;
+    p = p * r + 1.167_699_9e-1;
+    p = p * r - 1.242_014_1e-1;
+    p = p * r + 1.424_932_3e-1;
+    p = p * r - 1.666_805_7e-1;
+    p = p * r + 2.000_071_5e-1;
+    p = p * r - 2.499_999_4e-1;
+    p = p * r + 3.333_333e-1;
+    let square = r * r;
+    let y = p * r * square + n * -2.121_944_4e-4 - 0.5 * square + r + n * 0.693_359_4;
+    if x > 0.0 {
+        y
+    } else if x == 0.0 {
+        f32::NEG_INFINITY
+    } else {
+        f32::NAN
+    }
+}
+
+/// ln(1 + x) for 0 <= x <= 1, exact to rounding however small x is.
+#[inline(always)]
+pub fn ln_1p(x: f32) -> f32 {
+    let u = 1.0 + x;
+    // What rounding took from u, to first order.
+    ln(u) + (x - (u - 1.0)) / u
+}
+
+/// tanh x, small values to full relative accuracy, exactly 1 and -1 where it saturates. (Cephes' polynomial.)
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let a = x.abs();
+    let z = x * x;
+    let mut p = -5.704_988_7e-3;
+    p = p * z + 2.063_908_9e-2;
+    p = p * z - 5.373_971_6e-2;
+    p = p * z + 1.333_144_2e-1;
+    p = p * z - 3.333_328_2e-1;
+    let far = (1.0 - 2.0 / (exp(2.0 * a) + 1.0)).copysign(x);
+    if a < 0.625 { p * z * x + x } else { far }
+}
+
 /// Sum of a row.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
@@ -111,6 +174,33 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1.3e-38 && exp(1e30).is_finite());
+    }
+
+    #[test]
+    fn the_other_functions_are_accurate() {
+        // Name, function, the same in f64, and the range of arguments.
+        type Case = (&'static str, fn(f32) -> f32, fn(f64) -> f64, f32, f32);
+        let cases: [Case; 4] = [
+            ("ln", ln, f64::ln, 1e-30, 50.0),
+            ("ln_1p", ln_1p, f64::ln_1p, 1e-30, 1.0),
+            ("tanh", tanh, f64::tanh, 1e-6, 12.0),
+            ("logistic", logistic, |x| 1.0 / (1.0 + (-x).exp()), -80.0, 80.0),
+        ];
+        for (name, f, exact, from, to) in cases {
+            for i in 0..100_000 {
+                let even = from + (to - from) * i as f32 / 100_000.0;
+                let near = from * (to / from).powf(i as f32 / 100_000.0);
+                for x in [even, if from > 0.0 { near } else { -even }] {
+                    let want = exact(f64::from(x));
+                    let error = (f64::from(f(x)) - want).abs() / want.abs().max(1e-30);
+                    assert!(error < 4e-7, "{name}({x}): {error:.1e}");
+                }
+            }
+            assert!(f(f32::NAN).is_nan(), "{name}");
+        }
+        assert_eq!([tanh(-1e30), tanh(40.0), logistic(-1e30), logistic(1e4)], [-1.0, 1.0, 0.0, 1.0]);
+        assert_eq!((ln(1.0), ln(0.0), ln_1p(0.0), exp_to_zero(-90.0)), (0.0, f32::NEG_INFINITY, 0.0, 0.0));
+        assert!(ln(-1.0).is_nan() && exp_to_zero(f32::NAN).is_nan());
     }
 
     #[test]
