@@ -54,31 +54,21 @@ pub fn map(x: &Var, f: Map) -> Result<Var> {
 /// f(x), or f'(x) g.
 fn run(x: &Tensor, g: Option<&Tensor>, f: Map) -> Result<Tensor> {
     match f {
-        Map::Sigmoid => each(x, g, logistic, |x| logistic(x) * logistic(-x)),
-        Map::LogSigmoid => each(x, g, |x| -softplus(-x), |x| logistic(-x)),
+        Map::Sigmoid => each(x, g, logistic, sigmoid_slope),
+        Map::LogSigmoid => each(x, g, log_sigmoid, |x| logistic(-x)),
         Map::Softplus => each(x, g, softplus, logistic),
-        Map::Silu => each(x, g, |x| x * logistic(x), |x| logistic(x) * (1.0 + x * logistic(-x))),
+        Map::Silu => each(x, g, |x| x * logistic(x), silu_slope),
         Map::Relu => each(x, g, positive, |x| if x > 0.0 { 1.0 } else { 0.0 }),
         Map::ReluSquared => each(x, g, |x| positive(x) * positive(x), |x| 2.0 * positive(x)),
-        Map::EluPlusOne => each(
-            x,
-            g,
-            |x| if x > 0.0 { x + 1.0 } else { exp_to_zero(x) },
-            |x| if x > 0.0 { 1.0 } else { exp_to_zero(x) },
-        ),
+        Map::EluPlusOne => each(x, g, elu_plus_one, elu_slope),
         Map::Exp => each(x, g, exp_to_zero, exp_to_zero),
         Map::OneMinusExp => each(x, g, one_minus_exp, |x| -exp_to_zero(x)),
         Map::Ln => each(x, g, ln, |x| 1.0 / x),
-        Map::Tanh => each(x, g, tanh, |x| {
-            let e = exp_to_zero(-2.0 * x.abs());
-            4.0 * e / ((1.0 + e) * (1.0 + e))
-        }),
+        Map::Tanh => each(x, g, tanh, tanh_slope),
         Map::Square => each(x, g, |x| x * x, |x| 2.0 * x),
         Map::Reciprocal => each(x, g, |x| 1.0 / x, |x| -1.0 / (x * x)),
-        Map::Clamp { min, max } => each(
-            x,
-            g,
-            move |x| {
+        Map::Clamp { min, max } => {
+            let clamp = move |x| {
                 if x < min {
                     min
                 } else if x > max {
@@ -86,10 +76,19 @@ fn run(x: &Tensor, g: Option<&Tensor>, f: Map) -> Result<Tensor> {
                 } else {
                     x
                 }
-            },
-            move |x| if x >= min && x <= max { 1.0 } else { 0.0 },
-        ),
+            };
+            each(x, g, clamp, move |x| if x >= min && x <= max { 1.0 } else { 0.0 })
+        }
     }
+}
+
+// Functions rather than closures where they are long: only these are inlined for certain, and only what is inlined
+// vectorises. Both sides of a choice are computed before it for the same reason.
+
+#[inline(always)]
+fn sigmoid_slope(x: f32) -> f32 {
+    let e = exp_to_zero(-x.abs());
+    e / ((1.0 + e) * (1.0 + e))
 }
 
 /// max(x, 0), NaN kept.
@@ -103,11 +102,43 @@ fn softplus(x: f32) -> f32 {
     positive(x) + ln_1p(exp_to_zero(-x.abs()))
 }
 
-/// Near 0 by e^x - 1 = 2 t / (1 - t), t = tanh(x / 2), which does not cancel.
+#[inline(always)]
+fn log_sigmoid(x: f32) -> f32 {
+    -softplus(-x)
+}
+
+#[inline(always)]
+fn silu_slope(x: f32) -> f32 {
+    let s = logistic(x);
+    s * (1.0 + x * (1.0 - s))
+}
+
+#[inline(always)]
+fn elu_plus_one(x: f32) -> f32 {
+    let e = exp_to_zero(x);
+    if x > 0.0 { x + 1.0 } else { e }
+}
+
+#[inline(always)]
+fn elu_slope(x: f32) -> f32 {
+    let e = exp_to_zero(x);
+    if x > 0.0 { 1.0 } else { e }
+}
+
+/// Near 0 by the Taylor series, which does not cancel.
 #[inline(always)]
 fn one_minus_exp(x: f32) -> f32 {
-    let t = tanh(0.5 * x);
-    if x.abs() < 0.5 { 2.0 * t / (t - 1.0) } else { 1.0 - exp_to_zero(x) }
+    let mut p = 1.0 / 5040.0;
+    for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+        p = p * x + factor;
+    }
+    let (near, far) = (-x * p, 1.0 - exp_to_zero(x));
+    if x.abs() < 0.5 { near } else { far }
+}
+
+#[inline(always)]
+fn tanh_slope(x: f32) -> f32 {
+    4.0 * sigmoid_slope(2.0 * x)
 }
 
 fn each(
@@ -121,10 +152,18 @@ fn each(
     out.data().par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
         let x = &xs[i * BLOCK..][..out.len()];
         match &gs {
-            None => simd(|| (0..out.len()).for_each(|i| out[i] = value(x[i]))),
+            None => simd(|| {
+                for i in 0..out.len() {
+                    out[i] = value(x[i]);
+                }
+            }),
             Some(gs) => {
                 let g = &gs[i * BLOCK..][..out.len()];
-                simd(|| (0..out.len()).for_each(|i| out[i] = slope(x[i]) * g[i]));
+                simd(|| {
+                    for i in 0..out.len() {
+                        out[i] = slope(x[i]) * g[i];
+                    }
+                });
             }
         }
     });
