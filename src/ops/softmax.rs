@@ -1,6 +1,6 @@
 //! y = softmax(x) over the last dim, optionally kept above a floor (feature maps clamp their softmax at 1e-12).
 
-use super::cpu::simd::{dot, exp_minus, max, simd};
+use super::cpu::simd::{Kernel, dot, exp_minus, max, simd};
 use super::cpu::{Output, Slice};
 use super::map::{Map, map};
 use super::tape::{Var, record1};
@@ -25,13 +25,7 @@ fn unclamped(x: &Var) -> Result<Var> {
         let mut y = Output::unwritten(dims);
         y.data().par_chunks_mut(task).zip(xs.par_chunks(task)).for_each(|(y, x)| {
             y.copy_from_slice(x);
-            simd(|| {
-                for row in y.chunks_exact_mut(width) {
-                    let m = max(row);
-                    let scale = 1.0 / exp_minus(row, m);
-                    row.iter_mut().for_each(|p| *p *= scale);
-                }
-            });
+            simd(Rows { y, width });
         });
         y.tensor()?
     };
@@ -52,4 +46,25 @@ fn unclamped(x: &Var) -> Result<Var> {
         });
         Ok(vec![Some(dx.tensor()?)])
     })
+}
+
+/// Rows that become their softmax.
+struct Rows<'a> {
+    y: &'a mut [f32],
+    width: usize,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for row in self.y.chunks_exact_mut(self.width) {
+            let m = max(row);
+            let scale = 1.0 / exp_minus(row, m);
+            for p in row {
+                *p *= scale;
+            }
+        }
+    }
 }

@@ -1,9 +1,13 @@
 //! Row functions that vectorise: written as plain loops over lanes, compiled for the machine's widest instructions.
 
-/// Runs a loop compiled for the widest instruction set of this machine.
+/// A loop with its data. What it calls must be `#[inline(always)]`, `call` itself included.
+pub use pulp::NullaryFnOnce as Kernel;
+
+/// Runs a loop compiled for the widest instruction set of this machine. A closure is compiled so only while it is
+/// short, since the compiler may leave a long one outside, at the narrowest set; long loops are a [`Kernel`].
 #[inline(always)]
-pub fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+pub fn simd<K: Kernel>(kernel: K) -> K::Output {
+    pulp::Arch::new().dispatch(kernel)
 }
 
 const LANES: usize = 16;
