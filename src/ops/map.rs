@@ -1,6 +1,6 @@
 //! y = f(x), element by element: the activations of feature maps and gates.
 
-use super::cpu::simd::{exp_to_zero, ln, ln_1p, logistic, simd, tanh};
+use super::cpu::simd::{Kernel, exp_to_zero, ln, ln_1p, logistic, simd, tanh};
 use super::cpu::{Output, Slice};
 use super::tape::{Var, record1};
 use crate::Result;
@@ -53,43 +53,71 @@ pub fn map(x: &Var, f: Map) -> Result<Var> {
 
 /// f(x), or f'(x) g.
 fn run(x: &Tensor, g: Option<&Tensor>, f: Map) -> Result<Tensor> {
-    match f {
-        Map::Sigmoid => each(x, g, logistic, |x| logistic(x) * logistic(-x)),
-        Map::LogSigmoid => each(x, g, |x| -softplus(-x), |x| logistic(-x)),
-        Map::Softplus => each(x, g, softplus, logistic),
-        Map::Silu => each(x, g, |x| x * logistic(x), |x| logistic(x) * (1.0 + x * logistic(-x))),
-        Map::Relu => each(x, g, positive, |x| if x > 0.0 { 1.0 } else { 0.0 }),
-        Map::ReluSquared => each(x, g, |x| positive(x) * positive(x), |x| 2.0 * positive(x)),
-        Map::EluPlusOne => each(
-            x,
-            g,
-            |x| if x > 0.0 { x + 1.0 } else { exp_to_zero(x) },
-            |x| if x > 0.0 { 1.0 } else { exp_to_zero(x) },
-        ),
-        Map::Exp => each(x, g, exp_to_zero, exp_to_zero),
-        Map::OneMinusExp => each(x, g, one_minus_exp, |x| -exp_to_zero(x)),
-        Map::Ln => each(x, g, ln, |x| 1.0 / x),
-        Map::Tanh => each(x, g, tanh, |x| {
-            let e = exp_to_zero(-2.0 * x.abs());
-            4.0 * e / ((1.0 + e) * (1.0 + e))
-        }),
-        Map::Square => each(x, g, |x| x * x, |x| 2.0 * x),
-        Map::Reciprocal => each(x, g, |x| 1.0 / x, |x| -1.0 / (x * x)),
-        Map::Clamp { min, max } => each(
-            x,
-            g,
-            move |x| {
-                if x < min {
-                    min
-                } else if x > max {
-                    max
-                } else {
-                    x
+    let (xs, gs) = (Slice::of(x)?, g.map(Slice::of).transpose()?);
+    let mut out = Output::unwritten(x.dims());
+    out.data().par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
+        let block = i * BLOCK..i * BLOCK + out.len();
+        simd(Block { f, x: &xs[block.clone()], g: gs.as_ref().map(|g| &g[block]), out });
+    });
+    out.tensor()
+}
+
+/// Equally long pieces of x, g and the output.
+struct Block<'a> {
+    f: Map,
+    x: &'a [f32],
+    g: Option<&'a [f32]>,
+    out: &'a mut [f32],
+}
+
+/// The loop over a function, or over its derivative.
+macro_rules! each {
+    ($block:ident, |$x:ident| $value:expr, $slope:expr) => {
+        match $block.g {
+            None => {
+                for (out, &$x) in $block.out.iter_mut().zip($block.x) {
+                    *out = $value;
                 }
-            },
-            move |x| if x >= min && x <= max { 1.0 } else { 0.0 },
-        ),
+            }
+            Some(g) => {
+                for ((out, &$x), g) in $block.out.iter_mut().zip($block.x).zip(g) {
+                    *out = $slope * g;
+                }
+            }
+        }
+    };
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        match self.f {
+            Map::Sigmoid => each!(self, |x| logistic(x), sigmoid_slope(x)),
+            Map::LogSigmoid => each!(self, |x| -softplus(-x), logistic(-x)),
+            Map::Softplus => each!(self, |x| softplus(x), logistic(x)),
+            Map::Silu => each!(self, |x| x * logistic(x), silu_slope(x)),
+            Map::Relu => each!(self, |x| positive(x), step(x)),
+            Map::ReluSquared => each!(self, |x| positive(x) * positive(x), 2.0 * positive(x)),
+            Map::EluPlusOne => {
+                each!(self, |x| positive(x) + exp_to_zero(-positive(-x)), exp_to_zero(-positive(-x)))
+            }
+            Map::Exp => each!(self, |x| exp_to_zero(x), exp_to_zero(x)),
+            Map::OneMinusExp => each!(self, |x| one_minus_exp(x), -exp_to_zero(x)),
+            Map::Ln => each!(self, |x| ln(x), 1.0 / x),
+            Map::Tanh => each!(self, |x| tanh(x), 4.0 * sigmoid_slope(2.0 * x)),
+            Map::Square => each!(self, |x| x * x, 2.0 * x),
+            Map::Reciprocal => each!(self, |x| 1.0 / x, -1.0 / (x * x)),
+            Map::Clamp { min, max } => each!(self, |x| clamp(x, min, max), inside(x, min, max)),
+        }
     }
+}
+
+#[inline(always)]
+fn sigmoid_slope(x: f32) -> f32 {
+    let e = exp_to_zero(-x.abs());
+    e / ((1.0 + e) * (1.0 + e))
 }
 
 /// max(x, 0), NaN kept.
@@ -99,34 +127,40 @@ fn positive(x: f32) -> f32 {
 }
 
 #[inline(always)]
+fn step(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
+}
+
+/// NaN kept.
+#[inline(always)]
+fn clamp(x: f32, min: f32, max: f32) -> f32 {
+    let x = if x < min { min } else { x };
+    if x > max { max } else { x }
+}
+
+#[inline(always)]
+fn inside(x: f32, min: f32, max: f32) -> f32 {
+    if x >= min && x <= max { 1.0 } else { 0.0 }
+}
+
+#[inline(always)]
 fn softplus(x: f32) -> f32 {
     positive(x) + ln_1p(exp_to_zero(-x.abs()))
 }
 
-/// Near 0 by e^x - 1 = 2 t / (1 - t), t = tanh(x / 2), which does not cancel.
 #[inline(always)]
-fn one_minus_exp(x: f32) -> f32 {
-    let t = tanh(0.5 * x);
-    if x.abs() < 0.5 { 2.0 * t / (t - 1.0) } else { 1.0 - exp_to_zero(x) }
+fn silu_slope(x: f32) -> f32 {
+    let s = logistic(x);
+    s * (1.0 + x * (1.0 - s))
 }
 
-fn each(
-    x: &Tensor,
-    g: Option<&Tensor>,
-    value: impl Fn(f32) -> f32 + Sync,
-    slope: impl Fn(f32) -> f32 + Sync,
-) -> Result<Tensor> {
-    let (xs, gs) = (Slice::of(x)?, g.map(Slice::of).transpose()?);
-    let mut out = Output::unwritten(x.dims());
-    out.data().par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
-        let x = &xs[i * BLOCK..][..out.len()];
-        match &gs {
-            None => simd(|| (0..out.len()).for_each(|i| out[i] = value(x[i]))),
-            Some(gs) => {
-                let g = &gs[i * BLOCK..][..out.len()];
-                simd(|| (0..out.len()).for_each(|i| out[i] = slope(x[i]) * g[i]));
-            }
-        }
-    });
-    out.tensor()
+/// Near 0 by the Taylor series, which does not cancel.
+#[inline(always)]
+fn one_minus_exp(x: f32) -> f32 {
+    let mut p = 1.0 / 5040.0;
+    for factor in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+        p = p * x + factor;
+    }
+    let (near, far) = (-x * p, 1.0 - exp_to_zero(x));
+    if x.abs() < 0.5 { near } else { far }
 }

@@ -21,13 +21,18 @@ pub mod linear;
 pub mod linear_attention;
 pub mod map;
 pub mod norm;
+pub mod polynomial;
+pub mod prefix_sum;
 pub mod quotient;
 pub mod recurrent_step;
 pub mod reference;
 pub mod rope;
+pub mod shape;
 pub mod short_convolution;
 pub mod sight;
+pub mod softmax;
 pub mod tape;
+pub mod token_shift;
 
 pub use documents::Documents;
 pub use sight::{Past, Sight, Span};

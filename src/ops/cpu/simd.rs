@@ -1,9 +1,13 @@
 //! Row functions that vectorise: written as plain loops over lanes, compiled for the machine's widest instructions.
 
-/// Runs a loop compiled for the widest instruction set of this machine.
+/// A loop with its data. What it calls must be `#[inline(always)]`, `call` itself included.
+pub use pulp::NullaryFnOnce as Kernel;
+
+/// Runs a loop compiled for the widest instruction set of this machine. A closure is compiled so only while it is
+/// short, since the compiler may leave a long one outside, at the narrowest set; long loops are a [`Kernel`].
 #[inline(always)]
-pub fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+pub fn simd<K: Kernel>(kernel: K) -> K::Output {
+    pulp::Arch::new().dispatch(kernel)
 }
 
 const LANES: usize = 16;
@@ -36,7 +40,8 @@ pub fn sigmoid(x: f32) -> f32 {
 /// e^x that ends in an exact zero: 0 below -87.3, where [`exp`] stays at the smallest normal number.
 #[inline(always)]
 pub fn exp_to_zero(x: f32) -> f32 {
-    if x < -87.336_54 { 0.0 } else { exp(x) }
+    // A factor, not a choice: the compiler would follow a choice of 0 into what is computed from it, and branch.
+    exp(x) * if x < -87.336_54 { 0.0 } else { 1.0 }
 }
 
 /// 1 / (1 + e^-x), small values to full relative accuracy, exactly 0 and 1 where it saturates.
@@ -46,10 +51,22 @@ pub fn logistic(x: f32) -> f32 {
     (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }
 
-/// Natural logarithm of normal x > 0 to 2 units in the last place; -inf at 0, NaN below and for NaN. (Cephes'
-/// polynomial.)
+/// Natural logarithm of normal x > 0 to 2 units in the last place; -inf at 0, NaN below and for NaN.
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {
+    let y = ln_normal(x);
+    if x > 0.0 {
+        y
+    } else if x == 0.0 {
+        f32::NEG_INFINITY
+    } else {
+        f32::NAN
+    }
+}
+
+/// The same for nothing but normal x > 0. (Cephes' polynomial.)
+#[inline(always)]
+fn ln_normal(x: f32) -> f32 {
     // x = 2^n m with m in sqrt(1/2)..sqrt(2); the number below has the bits of sqrt(1/2).
     let shifted = x.to_bits().wrapping_sub(0x3f35_04f3) as i32;
     let n = (shifted >> 23) as f32;
@@ -64,14 +81,7 @@ pub fn ln(x: f32) -> f32 {
     p = p * r - 2.499_999_4e-1;
     p = p * r + 3.333_333e-1;
     let square = r * r;
-    let y = p * r * square + n * -2.121_944_4e-4 - 0.5 * square + r + n * 0.693_359_4;
-    if x > 0.0 {
-        y
-    } else if x == 0.0 {
-        f32::NEG_INFINITY
-    } else {
-        f32::NAN
-    }
+    p * r * square + n * -2.121_944_4e-4 - 0.5 * square + r + n * 0.693_359_4
 }
 
 /// ln(1 + x) for 0 <= x <= 1, exact to rounding however small x is.
@@ -79,7 +89,7 @@ pub fn ln(x: f32) -> f32 {
 pub fn ln_1p(x: f32) -> f32 {
     let u = 1.0 + x;
     // What rounding took from u, to first order.
-    ln(u) + (x - (u - 1.0)) / u
+    ln_normal(u) + (x - (u - 1.0)) / u
 }
 
 /// tanh x, small values to full relative accuracy, exactly 1 and -1 where it saturates. (Cephes' polynomial.)
@@ -88,12 +98,13 @@ pub fn tanh(x: f32) -> f32 {
     let a = x.abs();
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    p = p * z + 2.063_908_9e-2;
+    p = p * z + 2.063_909e-2;
     p = p * z - 5.373_971_6e-2;
     p = p * z + 1.333_144_2e-1;
-    p = p * z - 3.333_328_2e-1;
+    p = p * z - 3.333_328e-1;
     let far = (1.0 - 2.0 / (exp(2.0 * a) + 1.0)).copysign(x);
-    if a < 0.625 { p * z * x + x } else { far }
+    let near = p * z * x + x;
+    if a < 0.625 { near } else { far }
 }
 
 /// Sum of a row.
