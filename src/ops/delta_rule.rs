@@ -162,11 +162,11 @@ impl Scratch {
     fn correct(&mut self, rows: &Rows, s: &mut [f32]) {
         let Rows { k, v, len } = *rows;
         self.decay.product(Read::Decayed, k, k, &mut self.m);
-        simd(|| {
+        simd!(|| {
             for row in self.m.chunks_exact_mut(len) {
                 row.iter_mut().zip(&self.beta).for_each(|(m, beta)| *m *= beta);
             }
-        });
+        },);
         self.u.clear();
         (0..len).for_each(|i| self.u.extend_from_slice(v.row(i)));
         let read = self.decay.from_start(Read::Decayed, k, &mut self.x);
@@ -180,10 +180,10 @@ impl Scratch {
     /// y = beta u.
     fn weigh_corrections(&mut self, width: usize) {
         self.y.resize(self.u.len(), 0.0);
-        simd(|| {
+        simd!(|| {
             let rows = self.y.chunks_exact_mut(width).zip(self.u.chunks_exact(width)).zip(&self.beta);
             rows.for_each(|((y, u), beta)| y.iter_mut().zip(u).for_each(|(y, u)| *y = beta * u));
-        });
+        },);
     }
 }
 
@@ -299,22 +299,22 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                     MatMut::new(dy, len, vw).product(1.0, Mat::new(a, len, len).t(), d_out, 1.0);
                     MatMut::new(a, len, len).product(1.0, d_out, y.t(), 0.0);
                     decay.product_backward(Read::After, a, q, k, dq, dk_write);
-                    decay.gate_terms(inclusive, 1.0, q, dq);
+                    decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
                     add_rows(head_rows(0, heads, h, &chunk.tokens, kw), dq);
                 }
                 decay.product(Read::Decayed, k, k, m);
-                simd(|| {
+                simd!(|| {
                     let rows = m.chunks_exact_mut(len).zip(beta.iter());
                     rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
-                });
+                },);
                 solve_transposed(Mat::new(m, len, len), dy, vw);
                 let mut d_beta = head_rows(3, sharing.states, n, &chunk.tokens, 1);
-                simd(|| {
+                simd!(|| {
                     for (i, ((w, u), beta)) in dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta).enumerate() {
                         d_beta.row(i)[0] = dot(w, u);
                         w.iter_mut().for_each(|w| *w *= beta);
                     }
-                });
+                },);
                 let e = Mat::new(dy, len, vw);
                 add_rows(head_rows(2, sharing.kv_heads, g, &chunk.tokens, vw), dy);
                 MatMut::new(dk_read, len, kw).product(-1.0, e, s.t(), 0.0);
@@ -324,8 +324,8 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 MatMut::new(a, len, len).product(-1.0, e, y.t(), 0.0);
                 decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
                 if gate_width > 0 {
-                    decay.gate_terms(inclusive, 1.0, k, dk_read);
-                    decay.gate_terms(inclusive, -1.0, k, dk_write);
+                    decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
+                    decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
                     let out = head_rows(GATE, sharing.states, n, &chunk.tokens, gate_width);
                     gate_gradient(&mut running, inclusive, &[], out);
                 }

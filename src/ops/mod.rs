@@ -18,6 +18,7 @@ pub mod gated_linear_attention;
 pub mod head;
 pub mod linear;
 pub mod linear_attention;
+pub mod mlstm;
 pub mod norm;
 pub mod quotient;
 pub mod recurrent_step;
@@ -25,7 +26,9 @@ pub mod reference;
 pub mod rope;
 pub mod short_convolution;
 pub mod sight;
+pub mod stabilise;
 pub mod tape;
+pub mod value_gated_linear_attention;
 
 pub use documents::Documents;
 pub use sight::{Past, Sight, Span};

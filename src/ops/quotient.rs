@@ -24,8 +24,13 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let mut o = Output::unwritten(num.value().dims());
         o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
             |((o, n), d)| {
+<<<<<<< HEAD
                 let scale = inverse(d + eps);
                 simd(|| (0..width).for_each(|i| o[i] = n[i] * scale));
+=======
+                let scale = 1.0 / (d + eps);
+                simd!(|| (0..width).for_each(|i| o[i] = n[i] * scale),);
+>>>>>>> 4010175 (Values gated (first pass of gated slots) and mLSTM with its stabiliser: chunked, backward, step, against their recurrences; long loops of the recurrences compiled for the machine)
             },
         );
         o.tensor()?
@@ -37,11 +42,16 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let outputs = dn.data().par_chunks_mut(width).zip(dd.data().par_iter_mut());
         let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
         outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
+<<<<<<< HEAD
             let scale = inverse(d + eps);
             simd(|| {
+=======
+            let scale = 1.0 / (d + eps);
+            simd!(|| {
+>>>>>>> 4010175 (Values gated (first pass of gated slots) and mLSTM with its stabiliser: chunked, backward, step, against their recurrences; long loops of the recurrences compiled for the machine)
                 (0..width).for_each(|i| dn[i] = g[i] * scale);
                 *dd = -scale * dot(g, o);
-            });
+            },);
         });
         Ok(vec![Some(dn.tensor()?), Some(dd.tensor()?)])
     })
@@ -57,7 +67,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let (nw, dw, nl, dl) = (nw?, dw?, nl?, dl?);
         let mut o = Output::unwritten(values[0].dims());
         o.data().par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(row, o)| {
-            simd(|| {
+            simd!(|| {
                 for h in 0..heads {
                     let i = row * heads + h;
                     let scale = inverse(gamma[h] * dw[i] + dl[i]);
@@ -66,7 +76,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                         *o = scale * (gamma[h] * nw[j] + nl[j]);
                     }
                 }
-            });
+            },);
         });
         o.tensor()?
     };
@@ -83,7 +93,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let outputs = d_num.data().par_chunks_mut(heads * width).zip(d_den.data().par_chunks_mut(heads));
         outputs.zip(d_gamma.data().par_chunks_mut(heads)).enumerate().with_min_len(64).for_each(
             |(row, ((d_num, d_den), d_gamma))| {
-                simd(|| {
+                simd!(|| {
                     for h in 0..heads {
                         let i = row * heads + h;
                         let scale = inverse(gamma[h] * dw[i] + dl[i]);
@@ -93,7 +103,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                         d_den[h] = -scale * dot(g, o);
                         d_gamma[h] = dot(d, &nw[i * width..][..width]) + d_den[h] * dw[i];
                     }
-                });
+                },);
             },
         );
         let mut d_factor = vec![0.0f64; heads];

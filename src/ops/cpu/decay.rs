@@ -12,6 +12,8 @@
 //! middle, and what lies below the diagonal between two halves is one product around the border, where both exponents
 //! are <= 0 whatever the gates. (The two-level scheme of GLA, arXiv 2312.06635, with levels only where gates need them.)
 
+pub mod values;
+
 use super::matrix::{Mat, MatMut};
 use super::simd::{axpy, dot, exp, simd};
 use std::ops::Range;
@@ -110,7 +112,7 @@ impl Decay {
         self.cumulative.resize(n * w, 0.0);
         self.start.resize(n * w, 0.0);
         self.end.resize(n * w, 0.0);
-        simd(|| {
+        simd!(|| {
             for i in 0..n {
                 let (before, now) = self.cumulative.split_at_mut(i * w);
                 let now = &mut now[..w];
@@ -128,7 +130,7 @@ impl Decay {
                     end[d] = exp((last[d] - g[d]) as f32);
                 }
             }
-        });
+        },);
         match self.kind {
             Kind::Scalar => self.prepare_gamma(),
             _ => self.prepare_blocks(),
@@ -138,7 +140,7 @@ impl Decay {
     fn prepare_gamma(&mut self) {
         let n = self.tokens;
         self.gamma.resize(n * n, 0.0);
-        simd(|| {
+        simd!(|| {
             for (i, row) in self.gamma.chunks_exact_mut(n).enumerate() {
                 let g = self.cumulative[i];
                 for (x, other) in row[..=i].iter_mut().zip(&self.cumulative) {
@@ -146,7 +148,7 @@ impl Decay {
                 }
                 row[i + 1..].fill(0.0);
             }
-        });
+        },);
     }
 
     fn prepare_blocks(&mut self) {
@@ -180,14 +182,14 @@ impl Decay {
         let w = self.width;
         let at = self.factors.len();
         self.factors.resize(at + rows.len() * w, 0.0);
-        simd(|| {
+        simd!(|| {
             let rows = self.cumulative[rows.start * w..rows.end * w].chunks_exact(w);
             for (out, g) in self.factors[at..].chunks_exact_mut(w).zip(rows) {
                 for d in 0..w {
                     out[d] = exp((sign * (g[d] - reference[d])) as f32);
                 }
             }
-        });
+        },);
     }
 
     /// A of `x` and `y` [C, K] into `out` [C, C], zero where nothing is read.
@@ -240,7 +242,7 @@ impl Decay {
                     self.product.resize(rows.len().max(columns.len()) * w, 0.0);
                     let product = &mut self.product[..rows.len() * w];
                     MatMut::new(product, rows.len(), w).product(1.0, d, ys, 0.0);
-                    simd(|| {
+                    simd!(|| {
                         for (r, i) in rows.clone().enumerate() {
                             if let Some(factor) = row_factor(read, row_factors, r, w, rows == columns) {
                                 for (c, dx) in dx[i * w..][..w].iter_mut().enumerate() {
@@ -248,11 +250,11 @@ impl Decay {
                                 }
                             }
                         }
-                    });
+                    },);
                     let product = &mut self.product[..columns.len() * w];
                     MatMut::new(product, columns.len(), w).product(1.0, d.t(), xs, 0.0);
                     let dy = &mut dy[columns.start * w..columns.end * w];
-                    simd(|| dy.iter_mut().zip(&*product).zip(rest).for_each(|((dy, p), f)| *dy += p * f));
+                    simd!(|| dy.iter_mut().zip(&*product).zip(rest).for_each(|((dy, p), f)| *dy += p * f),);
                 }
             }
         }
@@ -265,7 +267,7 @@ impl Decay {
         let (row_factors, column_factors) = self.factors[*factors..].split_at(rows.len() * w);
         self.x.resize(rows.len() * w, 0.0);
         self.y.resize(columns.len() * w, 0.0);
-        simd(|| {
+        simd!(|| {
             for ((r, i), out) in rows.clone().enumerate().zip(self.x.chunks_exact_mut(w)) {
                 match row_factor(read, row_factors, r, w, rows == columns) {
                     Some(Some(factor)) => out.iter_mut().zip(x.row(i)).zip(factor).for_each(|((o, x), f)| *o = x * f),
@@ -278,13 +280,13 @@ impl Decay {
             {
                 out.iter_mut().zip(y.row(j)).zip(factor).for_each(|((o, y), f)| *o = y * f);
             }
-        });
+        },);
     }
 
     /// Masks a [C, C] matrix and weighs it by a scalar gate's decay.
     fn weigh(&self, read: Read, a: &mut [f32]) {
         let n = self.tokens;
-        simd(|| {
+        simd!(|| {
             for (i, row) in a.chunks_exact_mut(n).enumerate() {
                 let seen = i + usize::from(read == Read::After);
                 row[seen..].fill(0.0);
@@ -293,7 +295,7 @@ impl Decay {
                     row[..seen].iter_mut().zip(&self.gamma[from * n..]).for_each(|(a, f)| *a *= f);
                 }
             }
-        });
+        },);
     }
 
     /// x_i e^(G_i), of tokens that read the state before the chunk; `x` itself where there is no gate.
@@ -336,14 +338,14 @@ impl Decay {
     }
 
     fn scale(&self, d: &mut [f32], factors: &[f32], width: usize) {
-        simd(|| match self.kind {
+        simd!(|| match self.kind {
             Kind::Scalar => {
                 for (row, f) in d.chunks_exact_mut(width).zip(factors) {
                     row.iter_mut().for_each(|d| *d *= f);
                 }
             }
             _ => d.iter_mut().zip(factors).for_each(|(d, f)| *d *= f),
-        });
+        },);
     }
 
     /// e^(G_C) S: what the chunk leaves of the state [K, value width] before it.
@@ -352,33 +354,32 @@ impl Decay {
             Kind::None => return,
             _ => &self.start[(self.tokens - 1) * self.width..][..self.width],
         };
-        simd(|| match self.kind {
+        simd!(|| match self.kind {
             Kind::Scalar => state.iter_mut().for_each(|s| *s *= last[0]),
             _ => {
                 for (row, f) in state.chunks_exact_mut(value_width).zip(last) {
                     row.iter_mut().for_each(|s| *s *= f);
                 }
             }
-        });
+        },);
     }
 
     /// Adds sign x_i dx_i (per channel, or summed for a scalar gate) to `terms` [C, width]: with dx the whole gradient
     /// of x through this decay, the gradient of G_i.
-    pub fn gate_terms(&self, terms: &mut [f32], sign: f32, x: Mat, dx: &[f32]) {
-        simd(|| match self.kind {
+    pub fn gate_terms(&self, terms: &mut [f32], sign: f32, x: Mat, dx: Mat) {
+        simd!(|| match self.kind {
             Kind::None => {}
             Kind::Scalar => {
                 for (i, term) in terms.iter_mut().enumerate() {
-                    *term += sign * dot(x.row(i), &dx[i * x.cols..][..x.cols]);
+                    *term += sign * dot(x.row(i), dx.row(i));
                 }
             }
             Kind::Vector => {
                 for (i, terms) in terms.chunks_exact_mut(self.width).enumerate() {
-                    let dx = &dx[i * x.cols..][..x.cols];
-                    terms.iter_mut().zip(x.row(i)).zip(dx).for_each(|((t, x), dx)| *t += sign * x * dx);
+                    terms.iter_mut().zip(x.row(i)).zip(dx.row(i)).for_each(|((t, x), dx)| *t += sign * x * dx);
                 }
             }
-        });
+        },);
     }
 }
 
@@ -432,5 +433,5 @@ pub fn write(state: &mut [f32], y: Mat, v: Mat) {
 /// Adds a [C, width] gradient to rows of a larger one.
 pub fn add_rows(mut to: MatMut, from: &[f32]) {
     let width = to.cols;
-    simd(|| (0..to.rows).for_each(|i| axpy(to.row(i), 1.0, &from[i * width..][..width])));
+    simd!(|| (0..to.rows).for_each(|i| axpy(to.row(i), 1.0, &from[i * width..][..width])),);
 }

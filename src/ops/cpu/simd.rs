@@ -6,6 +6,18 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
+/// The same of a closure that must be inlined: a long one otherwise stays a function of its own, compiled for the
+/// oldest machine. Imported with the function's name.
+macro_rules! vectorised {
+    (|| $body:expr $(,)?) => {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorised as simd;
+
 const LANES: usize = 16;
 
 /// e^x to 2 units in the last place; below -87.3 it stays at 1.2e-38, above 88.3 at 2.4e38, NaN passes through.
