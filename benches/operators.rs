@@ -15,9 +15,9 @@
 //! ```text
 //! A, B, C   4: q k^T, A v, q S, k^T v                             + 10: k^T v again; do S^T, dA k, v R^T, dA^T q,
 //!                                                                      k R, q k^T, A^T do, do v^T, q^T do
-//! D       6.5: k k^T, k S, solve, k^T y, q k^T, A y, q S          + 19: k k^T, k S, solve, k^T y again; y R^T, k R,
+//! D       6.5: k k^T, k S, solve, k^T y, q k^T, A y, q S          + 18: k k^T, k S, solve, k^T y again; y R^T, k R,
 //!                                                                      do S^T, q^T do, q k^T, A^T do, do y^T, dA k,
-//!                                                                      dA^T q, k k^T, solve, e S^T, k^T e, e y^T, dM k,
+//!                                                                      dA^T q, solve, e S^T, k^T e, e y^T, dM k,
 //!                                                                      dM^T k
 //! DPLR   11.5: a k^T, a b^T, A v, a S, solve, k^T v, b^T y,       + 34: the first 6.5 again; v R^T, y R^T, k R, b R,
 //!              q k^T, q b^T, A v, A y, q S                             do S^T, q^T do; twice q x^T, A^T do, do y^T,
@@ -50,9 +50,9 @@ const OPERATORS: [(&str, f64); 7] = [
     ("linear", 14.0),
     ("scalar decay", 14.0),
     ("vector decay", 14.0),
-    ("delta", 25.5),
-    ("delta, scalar gate", 25.5),
-    ("delta, vector gate", 25.5),
+    ("delta", 24.5),
+    ("delta, scalar gate", 24.5),
+    ("delta, vector gate", 24.5),
     ("dplr", 45.5),
 ];
 

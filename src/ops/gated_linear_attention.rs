@@ -188,7 +188,7 @@ fn add_bonus(a: &mut [f32], q: Mat, k: Mat, u: &[f32]) {
         for i in 0..q.rows {
             a[i * q.rows + i] += triple(q.row(i), k.row(i), u);
         }
-    },);
+    });
 }
 
 /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
@@ -321,5 +321,5 @@ fn bonus_backward(
                 *du += d * q[c] * k[c];
             }
         }
-    },);
+    });
 }

@@ -89,7 +89,7 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
                 let k = row_of(&ks, i, states);
                 out.iter_mut().zip(k).for_each(|(out, k)| *out = w * k);
             }
-        },);
+        });
         out.tensor()?
     };
     record1(&[k, weight], weighed, move |g| {
@@ -102,7 +102,7 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
                 let dk = &mut dk.data()[i / share * width..][..width];
                 dk.iter_mut().zip(g).for_each(|(dk, g)| *dk += w * g);
             }
-        },);
+        });
         Ok(vec![Some(dk.tensor()?), Some(dw.tensor()?)])
     })
 }
@@ -160,7 +160,7 @@ fn bounded_quotient(sums: &Var, maximum: &Var, eps: f32) -> Result<Var> {
                 let scale = 1.0 / (x[width].abs().max(exp(-ms[i / share])) + eps);
                 h.iter_mut().zip(x).for_each(|(h, x)| *h = x * scale);
             }
-        },);
+        });
         h.tensor()?
     };
     let h_value = h.clone();
@@ -179,7 +179,7 @@ fn bounded_quotient(sums: &Var, maximum: &Var, eps: f32) -> Result<Var> {
                 dx[width] = if bounded { 0.0 } else { d * den.signum() };
                 dm.data()[i / share] -= if bounded { d * bound } else { 0.0 };
             }
-        },);
+        });
         Ok(vec![Some(dx.tensor()?), Some(dm.tensor()?)])
     })
 }

@@ -24,13 +24,8 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let mut o = Output::unwritten(num.value().dims());
         o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
             |((o, n), d)| {
-<<<<<<< HEAD
                 let scale = inverse(d + eps);
-                simd(|| (0..width).for_each(|i| o[i] = n[i] * scale));
-=======
-                let scale = 1.0 / (d + eps);
-                simd!(|| (0..width).for_each(|i| o[i] = n[i] * scale),);
->>>>>>> 4010175 (Values gated (first pass of gated slots) and mLSTM with its stabiliser: chunked, backward, step, against their recurrences; long loops of the recurrences compiled for the machine)
+                simd!(|| (0..width).for_each(|i| o[i] = n[i] * scale));
             },
         );
         o.tensor()?
@@ -42,16 +37,11 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let outputs = dn.data().par_chunks_mut(width).zip(dd.data().par_iter_mut());
         let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
         outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
-<<<<<<< HEAD
             let scale = inverse(d + eps);
-            simd(|| {
-=======
-            let scale = 1.0 / (d + eps);
             simd!(|| {
->>>>>>> 4010175 (Values gated (first pass of gated slots) and mLSTM with its stabiliser: chunked, backward, step, against their recurrences; long loops of the recurrences compiled for the machine)
                 (0..width).for_each(|i| dn[i] = g[i] * scale);
                 *dd = -scale * dot(g, o);
-            },);
+            });
         });
         Ok(vec![Some(dn.tensor()?), Some(dd.tensor()?)])
     })
@@ -76,7 +66,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                         *o = scale * (gamma[h] * nw[j] + nl[j]);
                     }
                 }
-            },);
+            });
         });
         o.tensor()?
     };
@@ -103,7 +93,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                         d_den[h] = -scale * dot(g, o);
                         d_gamma[h] = dot(d, &nw[i * width..][..width]) + d_den[h] * dw[i];
                     }
-                },);
+                });
             },
         );
         let mut d_factor = vec![0.0f64; heads];

@@ -86,7 +86,7 @@ pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> 
             if bonus.is_none() {
                 read_all(s, out);
             }
-        },);
+        });
     });
     Ok((out.tensor()?, after.tensor()?))
 }

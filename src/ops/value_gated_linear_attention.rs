@@ -282,7 +282,7 @@ pub fn value_gated_step(
             for (q, out) in queries.iter().zip(out.chunks_exact_mut(vw)) {
                 s.chunks_exact(vw).zip(q).for_each(|(s, q)| axpy(out, *q, s));
             }
-        },);
+        });
     });
     Ok((out.tensor()?, after.tensor()?))
 }

@@ -113,24 +113,25 @@ impl Decay {
         self.start.resize(n * w, 0.0);
         self.end.resize(n * w, 0.0);
         simd!(|| {
-            for i in 0..n {
-                let (before, now) = self.cumulative.split_at_mut(i * w);
-                let now = &mut now[..w];
-                let gates = gates.row(i);
-                for d in 0..w {
-                    now[d] = f64::from(gates[d].max(FLOOR)) + if i > 0 { before[(i - 1) * w + d] } else { 0.0 };
+            let (first, rest) = self.cumulative.split_at_mut(w);
+            first.iter_mut().zip(gates.row(0)).for_each(|(g, gate)| *g = f64::from(gate.max(FLOOR)));
+            let mut before = &*first;
+            for (i, now) in rest.chunks_exact_mut(w).enumerate() {
+                for ((now, before), gate) in now.iter_mut().zip(before).zip(gates.row(i + 1)) {
+                    *now = before + f64::from(gate.max(FLOOR));
                 }
+                before = now;
             }
             let (all, last) = (&self.cumulative[..n * w], &self.cumulative[(n - 1) * w..n * w]);
             for (g, start) in all.iter().zip(&mut self.start) {
                 *start = exp(*g as f32);
             }
             for (g, end) in all.chunks_exact(w).zip(self.end.chunks_exact_mut(w)) {
-                for d in 0..w {
-                    end[d] = exp((last[d] - g[d]) as f32);
+                for ((end, g), last) in end.iter_mut().zip(g).zip(last) {
+                    *end = exp((last - g) as f32);
                 }
             }
-        },);
+        });
         match self.kind {
             Kind::Scalar => self.prepare_gamma(),
             _ => self.prepare_blocks(),
@@ -148,7 +149,7 @@ impl Decay {
                 }
                 row[i + 1..].fill(0.0);
             }
-        },);
+        });
     }
 
     fn prepare_blocks(&mut self) {
@@ -185,11 +186,11 @@ impl Decay {
         simd!(|| {
             let rows = self.cumulative[rows.start * w..rows.end * w].chunks_exact(w);
             for (out, g) in self.factors[at..].chunks_exact_mut(w).zip(rows) {
-                for d in 0..w {
-                    out[d] = exp((sign * (g[d] - reference[d])) as f32);
+                for ((out, g), reference) in out.iter_mut().zip(g).zip(reference) {
+                    *out = exp((sign * (g - reference)) as f32);
                 }
             }
-        },);
+        });
     }
 
     /// A of `x` and `y` [C, K] into `out` [C, C], zero where nothing is read.
@@ -202,7 +203,9 @@ impl Decay {
                 self.weigh(read, out);
             }
             Kind::Vector => {
-                out.fill(0.0);
+                if self.blocks.len() > 1 {
+                    out.fill(0.0);
+                }
                 for i in 0..self.blocks.len() {
                     self.scaled(i, read, x, y);
                     let Block { rows, columns, .. } = &self.blocks[i];
@@ -243,14 +246,15 @@ impl Decay {
                     let product = &mut self.product[..rows.len() * w];
                     MatMut::new(product, rows.len(), w).product(1.0, d, ys, 0.0);
                     simd!(|| {
-                        for (r, i) in rows.clone().enumerate() {
-                            if let Some(factor) = row_factor(read, row_factors, r, w, rows == columns) {
-                                for (c, dx) in dx[i * w..][..w].iter_mut().enumerate() {
-                                    *dx += product[r * w + c] * factor.map_or(1.0, |f| f[c]);
-                                }
+                        for (i, (r, product)) in rows.clone().zip(product.chunks_exact(w).enumerate()) {
+                            let dx = &mut dx[i * w..][..w];
+                            match row_factor(read, row_factors, r, w, rows == columns) {
+                                Some(Some(f)) => dx.iter_mut().zip(product).zip(f).for_each(|((d, p), f)| *d += p * f),
+                                Some(None) => axpy(dx, 1.0, product),
+                                None => {}
                             }
                         }
-                    },);
+                    });
                     let product = &mut self.product[..columns.len() * w];
                     MatMut::new(product, columns.len(), w).product(1.0, d.t(), xs, 0.0);
                     let dy = &mut dy[columns.start * w..columns.end * w];
@@ -280,7 +284,7 @@ impl Decay {
             {
                 out.iter_mut().zip(y.row(j)).zip(factor).for_each(|((o, y), f)| *o = y * f);
             }
-        },);
+        });
     }
 
     /// Masks a [C, C] matrix and weighs it by a scalar gate's decay.
@@ -295,7 +299,7 @@ impl Decay {
                     row[..seen].iter_mut().zip(&self.gamma[from * n..]).for_each(|(a, f)| *a *= f);
                 }
             }
-        },);
+        });
     }
 
     /// x_i e^(G_i), of tokens that read the state before the chunk; `x` itself where there is no gate.
@@ -303,9 +307,11 @@ impl Decay {
         if self.kind == Kind::None {
             return x;
         }
-        buffer.clear();
-        (0..x.rows).for_each(|i| buffer.extend_from_slice(x.row(i)));
-        self.scale_start(read, buffer, x.cols);
+        buffer.resize(x.rows * x.cols, 0.0);
+        // As in `scale_start`: before its own decay a token stands where the one before it stood.
+        let skip = usize::from(read == Read::Before);
+        buffer[..skip * x.cols].copy_from_slice(&x.row(0)[..skip * x.cols]);
+        self.scaled_rows(skip, x, &self.start, buffer);
         Mat::new(buffer, x.rows, x.cols)
     }
 
@@ -314,10 +320,22 @@ impl Decay {
         if self.kind == Kind::None {
             return y;
         }
-        buffer.clear();
-        (0..y.rows).for_each(|i| buffer.extend_from_slice(y.row(i)));
-        self.scale_end(buffer, y.cols);
+        buffer.resize(y.rows * y.cols, 0.0);
+        self.scaled_rows(0, y, &self.end, buffer);
         Mat::new(buffer, y.rows, y.cols)
+    }
+
+    /// Rows of x from `skip` on, times the factors from the first on.
+    fn scaled_rows(&self, skip: usize, x: Mat, factors: &[f32], out: &mut [f32]) {
+        simd!(|| {
+            let rows = out.chunks_exact_mut(x.cols).enumerate().skip(skip);
+            for ((i, out), factors) in rows.zip(factors.chunks_exact(self.width)) {
+                match self.kind {
+                    Kind::Scalar => out.iter_mut().zip(x.row(i)).for_each(|(o, x)| *o = x * factors[0]),
+                    _ => out.iter_mut().zip(x.row(i)).zip(factors).for_each(|((o, x), f)| *o = x * f),
+                }
+            }
+        });
     }
 
     /// d_i e^(G_i) in place, [C, width]: also the gradient of [`Decay::from_start`].
@@ -345,7 +363,7 @@ impl Decay {
                 }
             }
             _ => d.iter_mut().zip(factors).for_each(|(d, f)| *d *= f),
-        },);
+        });
     }
 
     /// e^(G_C) S: what the chunk leaves of the state [K, value width] before it.
@@ -361,7 +379,7 @@ impl Decay {
                     row.iter_mut().for_each(|s| *s *= f);
                 }
             }
-        },);
+        });
     }
 
     /// Adds sign x_i dx_i (per channel, or summed for a scalar gate) to `terms` [C, width]: with dx the whole gradient
@@ -379,7 +397,7 @@ impl Decay {
                     terms.iter_mut().zip(x.row(i)).zip(dx.row(i)).for_each(|((t, x), dx)| *t += sign * x * dx);
                 }
             }
-        },);
+        });
     }
 }
 

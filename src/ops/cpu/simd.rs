@@ -6,17 +6,35 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// The same of a closure that must be inlined: a long one otherwise stays a function of its own, compiled for the
-/// oldest machine. Imported with the function's name.
+/// The same of a closure that is inlined whatever its length; a long one otherwise stays a function of its own, compiled
+/// for the oldest machine. Imported with the function's name.
 macro_rules! vectorised {
     (|| $body:expr $(,)?) => {
-        pulp::Arch::new().dispatch(
+        $crate::ops::cpu::simd::run(
             #[inline(always)]
             || $body,
         )
     };
 }
 pub(crate) use vectorised as simd;
+
+/// What [`simd!`] expands to.
+#[inline(always)]
+pub fn run<R>(f: impl FnMut() -> R) -> R {
+    pulp::Arch::new().dispatch(Inlined(f))
+}
+
+/// Called as `FnMut`: the shim between a closure and `FnOnce` would not be inlined.
+struct Inlined<F>(F);
+
+impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
+}
 
 const LANES: usize = 16;
 

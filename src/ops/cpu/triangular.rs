@@ -25,7 +25,7 @@ pub fn solve(l: Mat, x: &mut [f32], width: usize) {
                     axpy(row, -l, x);
                 }
             }
-        },);
+        });
     }
 }
 
@@ -48,7 +48,7 @@ pub fn solve_transposed(l: Mat, x: &mut [f32], width: usize) {
                     axpy(x, -l, row);
                 }
             }
-        },);
+        });
     }
 }
 

@@ -44,7 +44,7 @@ impl Decay {
                 for ((x, factors), i) in scaled.zip(sources.clone()) {
                     x.iter_mut().zip(from.row(i)).zip(factors).for_each(|((x, from), f)| *x = from * f);
                 }
-            },);
+            });
             let product = &mut self.product[..targets.len() * w];
             let a = turned(a.block(rows.clone(), columns.clone()));
             MatMut::new(product, targets.len(), w).product(1.0, a, Mat::new(&self.x, sources.len(), w), 0.0);
@@ -53,7 +53,7 @@ impl Decay {
                 for ((product, factors), i) in mixed.zip(targets.clone()) {
                     to.row(i).iter_mut().zip(product).zip(factors).for_each(|((to, p), f)| *to += p * f);
                 }
-            },);
+            });
         }
     }
 
@@ -63,7 +63,7 @@ impl Decay {
             for (i, factors) in self.start[..self.tokens * self.width].chunks_exact(self.width).enumerate() {
                 out.row(i).iter_mut().zip(factors).for_each(|(o, f)| *o *= f);
             }
-        },);
+        });
     }
 
     /// S e^(G_C) along the value axis: what the chunk leaves of the state [K, V] before it.
@@ -73,7 +73,7 @@ impl Decay {
             for row in state.chunks_exact_mut(self.width) {
                 row.iter_mut().zip(last).for_each(|(s, f)| *s *= f);
             }
-        },);
+        });
     }
 }
 
