@@ -242,7 +242,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 scratch.decay.prepare(gates(rows), len);
                 let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
                 zeroed(&mut scratch.inclusive, len * gate_width);
-                zeroed(&mut scratch.exclusive, len * gate_width);
+                zeroed(&mut scratch.exclusive, if read == Read::Before { len * gate_width } else { 0 });
                 scratch.dk.resize(len * kw, 0.0);
                 scratch.dv.resize(len * vw, 0.0);
                 let r_mat = Mat::new(&r, kw, vw);

@@ -122,20 +122,43 @@ impl Decay {
                 }
                 before = now;
             }
-            let (all, last) = (&self.cumulative[..n * w], &self.cumulative[(n - 1) * w..n * w]);
-            for (g, start) in all.iter().zip(&mut self.start) {
-                *start = exp(*g as f32);
-            }
-            for (g, end) in all.chunks_exact(w).zip(self.end.chunks_exact_mut(w)) {
-                for ((end, g), last) in end.iter_mut().zip(g).zip(last) {
-                    *end = exp((last - g) as f32);
-                }
-            }
         });
         match self.kind {
             Kind::Scalar => self.prepare_gamma(),
             _ => self.prepare_blocks(),
         }
+        self.prepare_borders();
+    }
+
+    /// From G to e^G and e^(G_C - G). A block that is the whole chunk has exponentials enough: e^(G - n) e^n.
+    fn prepare_borders(&mut self) {
+        let (n, w) = (self.tokens, self.width);
+        let (all, last) = (&self.cumulative[..n * w], &self.cumulative[(n - 1) * w..n * w]);
+        if self.kind == Kind::Vector && self.blocks.len() == 1 {
+            let references = all[..w].iter().zip(last).map(|(first, last)| (0.5 * (first + last), *last));
+            let (before, after): (Vec<f32>, Vec<f32>) =
+                references.map(|(n, last)| (exp(n as f32), exp((last - n) as f32))).unzip();
+            let (ups, downs) = self.factors.split_at(n * w);
+            simd!(|| {
+                let rows = self.start.chunks_exact_mut(w).zip(self.end.chunks_exact_mut(w));
+                for ((start, end), (up, down)) in rows.zip(ups.chunks_exact(w).zip(downs.chunks_exact(w))) {
+                    start.iter_mut().zip(up).zip(&before).for_each(|((s, f), n)| *s = f * n);
+                    end.iter_mut().zip(down).zip(&after).for_each(|((e, f), n)| *e = f * n);
+                }
+            });
+            return;
+        }
+        simd!(|| {
+            let rows = self.start.chunks_exact_mut(w).zip(self.end.chunks_exact_mut(w));
+            for ((start, end), g) in rows.zip(all.chunks_exact(w)) {
+                for (start, g) in start.iter_mut().zip(g) {
+                    *start = exp(*g as f32);
+                }
+                for ((end, g), last) in end.iter_mut().zip(g).zip(last) {
+                    *end = exp((last - g) as f32);
+                }
+            }
+        });
     }
 
     fn prepare_gamma(&mut self) {
@@ -425,14 +448,17 @@ fn mask(read: Read, mut block: MatMut) {
 /// decay, which reach only earlier gates.
 pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], mut out: MatMut) {
     let w = running.len();
-    for i in (0..out.rows).rev() {
-        let out = out.row(i);
-        for d in 0..w {
-            running[d] += f64::from(inclusive[i * w + d]);
-            out[d] += running[d] as f32;
-            running[d] += exclusive.get(i * w + d).map_or(0.0, |&x| f64::from(x));
+    simd!(|| {
+        for i in (0..out.rows).rev() {
+            for ((running, x), out) in running.iter_mut().zip(&inclusive[i * w..]).zip(out.row(i)) {
+                *running += f64::from(*x);
+                *out += *running as f32;
+            }
+            if !exclusive.is_empty() {
+                running.iter_mut().zip(&exclusive[i * w..]).for_each(|(running, x)| *running += f64::from(*x));
+            }
         }
-    }
+    });
 }
 
 /// Rows of S times rows of dS, summed as the gate needs them: the gradient of the last G through the state [K, V].
