@@ -12,6 +12,7 @@ use subquad::ops::dplr::dplr;
 use subquad::ops::gated_linear_attention::gated_linear_attention;
 use subquad::ops::recurrent_step::{Token, recurrent_step};
 use subquad::ops::reference::{Recurrence, repeat_heads};
+use subquad::ops::value_gated_linear_attention::{value_gated_linear_attention, value_gated_step};
 use subquad::ops::{Documents, Var};
 
 const TOLERANCE: f64 = 3e-5;
@@ -65,9 +66,11 @@ enum Operator {
     Bonus,
     Delta,
     Dplr,
+    /// Values gated: its only gate is one per value channel.
+    Values,
 }
 
-const OPERATORS: [Operator; 4] = [Operator::Linear, Operator::Bonus, Operator::Delta, Operator::Dplr];
+const OPERATORS: [Operator; 5] = [Operator::Linear, Operator::Bonus, Operator::Delta, Operator::Dplr, Operator::Values];
 
 /// The inputs of a call in one list, generic over what holds them: fast, reference and step read the same places.
 struct Inputs<'a, T> {
@@ -114,13 +117,14 @@ fn inputs(operator: Operator, gate: Gate, strength: f32, sizes: Sizes) -> Vec<Te
     let width = match gate {
         Gate::None => 0,
         Gate::Scalar => 1,
+        Gate::Vector if operator == Operator::Values => v,
         Gate::Vector => k,
     };
     if width > 0 {
         all.push(random(7, &[b, t, n, width], strength).abs().unwrap().neg().unwrap());
     }
     match operator {
-        Operator::Linear => {}
+        Operator::Linear | Operator::Values => {}
         Operator::Bonus => all.push(random(8, &[h, k], 1.0)),
         // Up to 2: eigenvalues down to -1.
         Operator::Delta => all.push((random(8, &[b, t, n, 1], 1.0) + 1.0).unwrap()),
@@ -140,6 +144,10 @@ fn fast(i: &Inputs<Var>, documents: &Arc<Documents>) -> Result<Vec<Var>> {
             let transition = (&i.own()[0], &i.own()[1]);
             dplr((i.q(), i.k(), i.v()), transition, i.gate(), Some(i.state()), documents)?
         }
+        Operator::Values => {
+            let gate = i.gate().expect("a gate per value channel");
+            value_gated_linear_attention(i.q(), i.k(), i.v(), gate, Some(i.state()), documents)?
+        }
     };
     Ok(vec![o, s])
 }
@@ -151,11 +159,13 @@ fn reference(i: &Inputs<Tensor>, documents: &Documents) -> candle_core::Result<V
         let x = repeat_heads(x, heads)?;
         x.broadcast_as((x.dim(0)?, x.dim(1)?, heads, width))
     };
-    let gate = i.gate().map(whole).transpose()?;
+    let values = i.operator == Operator::Values;
+    let gate = i.gate().filter(|_| !values).map(whole).transpose()?;
+    let value_gate = i.gate().filter(|_| values).map(|g| repeat_heads(g, heads)).transpose()?;
     let k = whole(i.k())?;
     // The delta rule is a transition that reads k after the decay and takes beta k of it away.
     let (write, transition) = match i.operator {
-        Operator::Linear | Operator::Bonus => (k, None),
+        Operator::Linear | Operator::Bonus | Operator::Values => (k, None),
         Operator::Delta => {
             let beta = whole(&i.own()[0])?;
             let read = match &gate {
@@ -173,6 +183,7 @@ fn reference(i: &Inputs<Tensor>, documents: &Documents) -> candle_core::Result<V
         k: &write,
         v: &repeat_heads(i.v(), heads)?,
         gate: gate.as_ref(),
+        value_gate: value_gate.as_ref(),
         transition: transition.as_ref().map(|(a, b)| (a, b)),
         bonus: if i.operator == Operator::Bonus { i.own().first() } else { None },
         state: &state,
@@ -186,7 +197,8 @@ fn reference(i: &Inputs<Tensor>, documents: &Documents) -> candle_core::Result<V
 /// Every operator with every kind of gate; without gate and without a tensor of its own per state, the states are
 /// those of the keys.
 fn cases(sizes: Sizes) -> impl Iterator<Item = (Operator, Gate, Sizes)> {
-    OPERATORS.into_iter().flat_map(|o| GATES.into_iter().map(move |g| (o, g))).map(move |(o, g)| {
+    let all = OPERATORS.into_iter().flat_map(|o| GATES.into_iter().map(move |g| (o, g)));
+    all.filter(|(o, g)| *o != Operator::Values || *g == Gate::Vector).map(move |(o, g)| {
         let shared = g == Gate::None && matches!(o, Operator::Linear | Operator::Bonus);
         (o, g, if shared { with_states(sizes, sizes.4) } else { sizes })
     })
@@ -247,6 +259,13 @@ fn cut_anywhere_and_token_by_token() {
             let x = part(t, 1, &state);
             let i = Inputs { operator, gated, x: &x };
             let own = i.own();
+            if operator == Operator::Values {
+                let gate = i.gate().expect("a gate per value channel");
+                let (o, after) = value_gated_step((i.q(), i.k(), i.v()), gate, &state).unwrap();
+                outputs.push(o);
+                state = after;
+                continue;
+            }
             let token = Token {
                 q: i.q(),
                 k: i.k(),

@@ -108,9 +108,10 @@ struct Scratch {
     beta: Vec<f32>,
     u: Vec<f32>,
     y: Vec<f32>,
-    /// The state before every chunk of the head at hand, and u of its tokens.
+    /// Of every chunk of the head at hand: the state before it, u of its tokens, M.
     states: Vec<f32>,
     corrections: Vec<f32>,
+    products: Vec<f32>,
     dq: Vec<f32>,
     dk_read: Vec<f32>,
     dk_write: Vec<f32>,
@@ -162,16 +163,17 @@ impl Scratch {
     fn correct(&mut self, rows: &Rows, s: &mut [f32]) {
         let Rows { k, v, len } = *rows;
         self.decay.product(Read::Decayed, k, k, &mut self.m);
-        simd(|| {
-            for row in self.m.chunks_exact_mut(len) {
-                row.iter_mut().zip(&self.beta).for_each(|(m, beta)| *m *= beta);
+        simd!(|| {
+            self.a.resize(len * len, 0.0);
+            for (a, m) in self.a.chunks_exact_mut(len).zip(self.m.chunks_exact(len)) {
+                a.iter_mut().zip(m).zip(&self.beta).for_each(|((a, m), beta)| *a = m * beta);
             }
         });
         self.u.clear();
         (0..len).for_each(|i| self.u.extend_from_slice(v.row(i)));
         let read = self.decay.from_start(Read::Decayed, k, &mut self.x);
         MatMut::new(&mut self.u, len, v.cols).product(-1.0, read, Mat::new(s, k.cols, v.cols), 1.0);
-        solve(Mat::new(&self.m, len, len), &mut self.u, v.cols);
+        solve(Mat::new(&self.a, len, len), &mut self.u, v.cols);
         self.weigh_corrections(v.cols);
         self.decay.decay_state(s, v.cols);
         write(s, self.decay.to_end(k, &mut self.x), Mat::new(&self.y, len, v.cols));
@@ -180,7 +182,7 @@ impl Scratch {
     /// y = beta u.
     fn weigh_corrections(&mut self, width: usize) {
         self.y.resize(self.u.len(), 0.0);
-        simd(|| {
+        simd!(|| {
             let rows = self.y.chunks_exact_mut(width).zip(self.u.chunks_exact(width)).zip(&self.beta);
             rows.for_each(|((y, u), beta)| y.iter_mut().zip(u).for_each(|(y, u)| *y = beta * u));
         });
@@ -252,6 +254,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
             let mut s = views.state[state_at..][..size].to_vec();
             scratch.states.clear();
             scratch.corrections.clear();
+            scratch.products.clear();
             for chunk in &chunks {
                 if chunk.fresh {
                     s.fill(0.0);
@@ -260,22 +263,25 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 let rows = views.enter((b, g, n), &chunk.tokens, scratch);
                 scratch.correct(&rows, &mut s);
                 scratch.corrections.extend_from_slice(&scratch.u);
+                scratch.products.extend_from_slice(&scratch.m);
             }
             let mut r = d_state[state_at..][..size].to_vec();
             let mut running = vec![0f64; gate_width];
             if gate_width > 0 {
                 state_terms(&mut running, &s, &r, vw);
             }
-            let mut corrected = scratch.corrections.len();
+            let (mut corrected, mut multiplied) = (scratch.corrections.len(), scratch.products.len());
             for (c, chunk) in chunks.iter().enumerate().rev() {
                 let rows = views.enter((b, g, n), &chunk.tokens, scratch);
                 let Rows { k, v: _, len } = rows;
                 corrected -= len * vw;
+                multiplied -= len * len;
                 scratch.u.clear();
                 scratch.u.extend_from_slice(&scratch.corrections[corrected..][..len * vw]);
                 scratch.weigh_corrections(vw);
                 s.copy_from_slice(&scratch.states[c * size..][..size]);
-                let Scratch { decay, a, m, x, beta, u, y, dq, dk_read, dk_write, dy, inclusive, .. } = &mut *scratch;
+                let Scratch { decay, a, products, x, beta, u, y, dq, dk_read, dk_write, dy, inclusive, .. } =
+                    &mut *scratch;
                 zeroed(inclusive, len * gate_width);
                 dq.resize(len * kw, 0.0);
                 dk_read.resize(len * kw, 0.0);
@@ -299,17 +305,17 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                     MatMut::new(dy, len, vw).product(1.0, Mat::new(a, len, len).t(), d_out, 1.0);
                     MatMut::new(a, len, len).product(1.0, d_out, y.t(), 0.0);
                     decay.product_backward(Read::After, a, q, k, dq, dk_write);
-                    decay.gate_terms(inclusive, 1.0, q, dq);
+                    decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
                     add_rows(head_rows(0, heads, h, &chunk.tokens, kw), dq);
                 }
-                decay.product(Read::Decayed, k, k, m);
-                simd(|| {
+                let m = &mut products[multiplied..][..len * len];
+                simd!(|| {
                     let rows = m.chunks_exact_mut(len).zip(beta.iter());
                     rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
                 });
                 solve_transposed(Mat::new(m, len, len), dy, vw);
                 let mut d_beta = head_rows(3, sharing.states, n, &chunk.tokens, 1);
-                simd(|| {
+                simd!(|| {
                     for (i, ((w, u), beta)) in dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta).enumerate() {
                         d_beta.row(i)[0] = dot(w, u);
                         w.iter_mut().for_each(|w| *w *= beta);
@@ -324,8 +330,8 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 MatMut::new(a, len, len).product(-1.0, e, y.t(), 0.0);
                 decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
                 if gate_width > 0 {
-                    decay.gate_terms(inclusive, 1.0, k, dk_read);
-                    decay.gate_terms(inclusive, -1.0, k, dk_write);
+                    decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
+                    decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
                     let out = head_rows(GATE, sharing.states, n, &chunk.tokens, gate_width);
                     gate_gradient(&mut running, inclusive, &[], out);
                 }

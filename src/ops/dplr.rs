@@ -172,7 +172,7 @@ impl Scratch {
 }
 
 fn negate(x: &mut [f32]) {
-    simd(|| x.iter_mut().for_each(|x| *x = -*x));
+    simd!(|| x.iter_mut().for_each(|x| *x = -*x),);
 }
 
 fn forward(call: &Call, x: &[Tensor]) -> Result<Vec<Tensor>> {
@@ -307,7 +307,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                         MatMut::new(product, len, len).product(1.0, d_out, value.t(), 0.0);
                         decay.product_backward(Read::After, product, q, written, dq, d_written);
                     }
-                    decay.gate_terms(inclusive, 1.0, q, dq);
+                    decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
                     add_rows(head_rows(0, heads, h, &chunk.tokens, kw), dq);
                 }
                 decay.product(Read::Before, a, low, transition);
@@ -325,9 +325,9 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                     decay.product_backward(Read::Before, product, a, written, da, d_written);
                 }
                 if gate_width > 0 {
-                    decay.gate_terms(inclusive, -1.0, k, dk);
-                    decay.gate_terms(inclusive, -1.0, low, db);
-                    decay.gate_terms(exclusive, 1.0, a, da);
+                    decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
+                    decay.gate_terms(inclusive, -1.0, low, Mat::new(db, len, kw));
+                    decay.gate_terms(exclusive, 1.0, a, Mat::new(da, len, kw));
                     let out = head_rows(GATE, sharing.states, n, &chunk.tokens, gate_width);
                     gate_gradient(&mut running, inclusive, exclusive, out);
                 }

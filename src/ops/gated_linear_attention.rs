@@ -184,7 +184,7 @@ fn forward(call: &Call, x: &[Tensor]) -> Result<Vec<Tensor>> {
 
 /// The diagonal (q_i u).k_i, onto A [C, C].
 fn add_bonus(a: &mut [f32], q: Mat, k: Mat, u: &[f32]) {
-    simd(|| {
+    simd!(|| {
         for i in 0..q.rows {
             a[i * q.rows + i] += triple(q.row(i), k.row(i), u);
         }
@@ -242,7 +242,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                 scratch.decay.prepare(gates(rows), len);
                 let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
                 zeroed(&mut scratch.inclusive, len * gate_width);
-                zeroed(&mut scratch.exclusive, len * gate_width);
+                zeroed(&mut scratch.exclusive, if read == Read::Before { len * gate_width } else { 0 });
                 scratch.dk.resize(len * kw, 0.0);
                 scratch.dv.resize(len * vw, 0.0);
                 let r_mat = Mat::new(&r, kw, vw);
@@ -265,7 +265,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                     let Scratch { decay, a, dq, dk, .. } = scratch;
                     decay.product_backward(read, a, q, k, dq, dk);
                     let terms = if read == Read::Before { &mut scratch.exclusive } else { &mut scratch.inclusive };
-                    scratch.decay.gate_terms(terms, 1.0, q, &scratch.dq);
+                    scratch.decay.gate_terms(terms, 1.0, q, Mat::new(&scratch.dq, len, kw));
                     if let (Some(bonus), Some(i)) = (&views.bonus, call.bonus) {
                         let u = &bonus[h * kw..][..kw];
                         let mut dk = head_rows(1, sharing.kv_heads, g, rows, kw);
@@ -275,7 +275,7 @@ fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) 
                     add_rows(head_rows(0, heads, h, rows, kw), &scratch.dq);
                 }
                 if let Some(i) = call.gate {
-                    scratch.decay.gate_terms(&mut scratch.inclusive, -1.0, k, &scratch.dk);
+                    scratch.decay.gate_terms(&mut scratch.inclusive, -1.0, k, Mat::new(&scratch.dk, len, kw));
                     let out = head_rows(i, sharing.states, n, rows, gate_width);
                     gate_gradient(&mut running, &scratch.inclusive, &scratch.exclusive, out);
                 }
@@ -307,7 +307,7 @@ fn bonus_backward(
     dv: &mut [f32],
     du: &mut [f32],
 ) {
-    simd(|| {
+    simd!(|| {
         for i in 0..q.rows {
             let (q, k, v, d_out) = (q.row(i), k.row(i), v.row(i), d_out.row(i));
             let d = dot(v, d_out);

@@ -144,7 +144,7 @@ fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys,
 /// S += B^T V, z += sum of rows of B.
 fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
     MatMut::new(s, b.cols, v.cols).product(1.0, b.t(), v, 1.0);
-    simd(|| (0..b.rows).for_each(|r| axpy(z, 1.0, b.row(r))));
+    simd!(|| (0..b.rows).for_each(|r| axpy(z, 1.0, b.row(r))));
 }
 
 fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
@@ -183,8 +183,8 @@ fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
                 for (place, run) in placed(&keys.runs) {
                     out.product(1.0, inside.block(0..a.rows, place), v.head(i, g, run), 1.0);
                 }
-                simd(|| {
-                    for (r, query) in chunk.tokens.enumerate() {
+                simd!(|| {
+                    for (r, query) in chunk.tokens.clone().enumerate() {
                         let inside = sum(&p[r * keys.count..][..keys.count]);
                         // SAFETY: (i, query, h) belongs to this task.
                         unsafe { den_at.slice(call.at(i, query, h), 1)[0] = dot(a.row(r), z) + inside };
@@ -254,7 +254,7 @@ fn backward(
                 let (a, dnum) = (a.head(i, h, chunk.tokens.clone()), dnum.head(i, h, chunk.tokens.clone()));
                 let rows = a.rows;
                 masked_product(dnum, &v, (i, kv), keys, &mut scratch.dp);
-                simd(|| {
+                simd!(|| {
                     for (r, query) in chunk.tokens.clone().enumerate() {
                         let extra = dden[call.at(i, query, h)];
                         scratch.dp[r * n..][..keys.seen[r]].iter_mut().for_each(|d| *d += extra);
@@ -279,7 +279,7 @@ fn backward(
                         let mut db = unsafe { head_rows(at[1], &inputs[1], i, h, &run) };
                         db.product(1.0, v, Mat::new(&big_r, features, value_width).t(), 0.0);
                         db.product(1.0, dp.t(), a, 1.0);
-                        simd(|| (0..run.len()).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
+                        simd!(|| (0..run.len()).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
                     }
                     if wanted[2] {
                         // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
@@ -289,7 +289,7 @@ fn backward(
                     }
                 }
                 if wanted[0] {
-                    simd(|| {
+                    simd!(|| {
                         for (r, query) in chunk.tokens.clone().enumerate() {
                             axpy(da.row(r), dden[call.at(i, query, h)], z);
                         }
@@ -301,7 +301,7 @@ fn backward(
                     continue;
                 }
                 MatMut::new(&mut big_r, features, value_width).product(1.0, a.t(), dnum, 1.0);
-                simd(|| {
+                simd!(|| {
                     for (r, query) in chunk.tokens.clone().enumerate() {
                         axpy(&mut small_r, dden[call.at(i, query, h)], a.row(r));
                     }
@@ -379,7 +379,7 @@ pub fn linear_attention_step(
     states.zip(outputs).enumerate().for_each(|(i, ((s, z), (num, den)))| {
         let (row, h) = (i / heads, i % heads);
         let query = a.head(row, h, 0..1).row(0);
-        simd(|| {
+        simd!(|| {
             if let Some((b, v, rows)) = &entering {
                 let v = v.head(row, h / (heads / v.heads), rows[row].clone());
                 let b = b.head(row, h, rows[row].clone());

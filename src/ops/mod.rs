@@ -20,6 +20,7 @@ pub mod head;
 pub mod linear;
 pub mod linear_attention;
 pub mod map;
+pub mod mlstm;
 pub mod norm;
 pub mod polynomial;
 pub mod prefix_sum;
@@ -31,8 +32,10 @@ pub mod shape;
 pub mod short_convolution;
 pub mod sight;
 pub mod softmax;
+pub mod stabilise;
 pub mod tape;
 pub mod token_shift;
+pub mod value_gated_linear_attention;
 
 pub use documents::Documents;
 pub use sight::{Past, Sight, Span};

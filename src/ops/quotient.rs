@@ -25,7 +25,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         o.data().par_chunks_mut(width).zip(ns.par_chunks(width)).zip(ds.par_iter()).with_min_len(256).for_each(
             |((o, n), d)| {
                 let scale = inverse(d + eps);
-                simd(|| (0..width).for_each(|i| o[i] = n[i] * scale));
+                simd!(|| (0..width).for_each(|i| o[i] = n[i] * scale));
             },
         );
         o.tensor()?
@@ -38,7 +38,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
         let inputs = gs.par_chunks(width).zip(os.par_chunks(width)).zip(ds.par_iter());
         outputs.zip(inputs).with_min_len(256).for_each(|((dn, dd), ((g, o), d))| {
             let scale = inverse(d + eps);
-            simd(|| {
+            simd!(|| {
                 (0..width).for_each(|i| dn[i] = g[i] * scale);
                 *dd = -scale * dot(g, o);
             });
@@ -57,7 +57,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let (nw, dw, nl, dl) = (nw?, dw?, nl?, dl?);
         let mut o = Output::unwritten(values[0].dims());
         o.data().par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(row, o)| {
-            simd(|| {
+            simd!(|| {
                 for h in 0..heads {
                     let i = row * heads + h;
                     let scale = inverse(gamma[h] * dw[i] + dl[i]);
@@ -83,7 +83,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         let outputs = d_num.data().par_chunks_mut(heads * width).zip(d_den.data().par_chunks_mut(heads));
         outputs.zip(d_gamma.data().par_chunks_mut(heads)).enumerate().with_min_len(64).for_each(
             |(row, ((d_num, d_den), d_gamma))| {
-                simd(|| {
+                simd!(|| {
                     for h in 0..heads {
                         let i = row * heads + h;
                         let scale = inverse(gamma[h] * dw[i] + dl[i]);

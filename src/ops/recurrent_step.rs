@@ -50,7 +50,7 @@ pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> 
         let transition = transition.as_ref().map(|(x, y)| (row(x, n), row(y, n)));
         let queries: Vec<_> = sharing.queries_of(n).map(|h| (h, row(&q, h))).collect();
         s.copy_from_slice(&before[i * kw * vw..][..kw * vw]);
-        simd(|| {
+        simd!(|| {
             let read_all = |s: &[f32], out: &mut [f32]| {
                 for ((h, q), out) in queries.iter().zip(out.chunks_exact_mut(vw)) {
                     s.chunks_exact(vw).zip(q).for_each(|(s, q)| axpy(out, *q, s));

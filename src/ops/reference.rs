@@ -194,14 +194,16 @@ pub fn joint_quotient(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, factor
 /// ```text
 /// S_t = diag(e^(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T      o_t = q_t^T S_t
 /// with a bonus u: o_t = q_t^T (S_{t-1} + diag(u) k_t v_t^T)
+/// with a gate of the values: S_t = S_{t-1} diag(e^(g_t)) + k_t v_t^T
 /// ```
 ///
-/// All heads are whole: q, k, g, a, b [B, T, H, K], v [B, T, H, V], u [H, K], S [B, H, K, V]. Returns o and the last S.
+/// All heads are whole: q, k, g, a, b [B, T, H, K], v and its g [B, T, H, V], u [H, K], S [B, H, K, V]. Returns o and the last S.
 pub struct Recurrence<'a> {
     pub q: &'a Tensor,
     pub k: &'a Tensor,
     pub v: &'a Tensor,
     pub gate: Option<&'a Tensor>,
+    pub value_gate: Option<&'a Tensor>,
     pub transition: Option<(&'a Tensor, &'a Tensor)>,
     pub bonus: Option<&'a Tensor>,
     pub state: &'a Tensor,
@@ -238,6 +240,10 @@ impl Recurrence<'_> {
         let decayed = match self.gate {
             Some(g) => s.broadcast_mul(&at(g)?.exp()?.unsqueeze(2)?)?,
             None => s.clone(),
+        };
+        let decayed = match self.value_gate {
+            Some(g) => decayed.broadcast_mul(&at(g)?.exp()?.unsqueeze(1)?)?,
+            None => decayed,
         };
         let mut after = (decayed + &written)?;
         if let Some((a, b)) = self.transition {

@@ -12,6 +12,8 @@
 //! middle, and what lies below the diagonal between two halves is one product around the border, where both exponents
 //! are <= 0 whatever the gates. (The two-level scheme of GLA, arXiv 2312.06635, with levels only where gates need them.)
 
+pub mod values;
+
 use super::matrix::{Mat, MatMut};
 use super::simd::{axpy, dot, exp, simd};
 use std::ops::Range;
@@ -110,35 +112,59 @@ impl Decay {
         self.cumulative.resize(n * w, 0.0);
         self.start.resize(n * w, 0.0);
         self.end.resize(n * w, 0.0);
-        simd(|| {
-            for i in 0..n {
-                let (before, now) = self.cumulative.split_at_mut(i * w);
-                let now = &mut now[..w];
-                let gates = gates.row(i);
-                for d in 0..w {
-                    now[d] = f64::from(gates[d].max(FLOOR)) + if i > 0 { before[(i - 1) * w + d] } else { 0.0 };
+        simd!(|| {
+            let (first, rest) = self.cumulative.split_at_mut(w);
+            first.iter_mut().zip(gates.row(0)).for_each(|(g, gate)| *g = f64::from(gate.max(FLOOR)));
+            let mut before = &*first;
+            for (i, now) in rest.chunks_exact_mut(w).enumerate() {
+                for ((now, before), gate) in now.iter_mut().zip(before).zip(gates.row(i + 1)) {
+                    *now = before + f64::from(gate.max(FLOOR));
                 }
-            }
-            let (all, last) = (&self.cumulative[..n * w], &self.cumulative[(n - 1) * w..n * w]);
-            for (g, start) in all.iter().zip(&mut self.start) {
-                *start = exp(*g as f32);
-            }
-            for (g, end) in all.chunks_exact(w).zip(self.end.chunks_exact_mut(w)) {
-                for d in 0..w {
-                    end[d] = exp((last[d] - g[d]) as f32);
-                }
+                before = now;
             }
         });
         match self.kind {
             Kind::Scalar => self.prepare_gamma(),
             _ => self.prepare_blocks(),
         }
+        self.prepare_borders();
+    }
+
+    /// From G to e^G and e^(G_C - G). A block that is the whole chunk has exponentials enough: e^(G - n) e^n.
+    fn prepare_borders(&mut self) {
+        let (n, w) = (self.tokens, self.width);
+        let (all, last) = (&self.cumulative[..n * w], &self.cumulative[(n - 1) * w..n * w]);
+        if self.kind == Kind::Vector && self.blocks.len() == 1 {
+            let references = all[..w].iter().zip(last).map(|(first, last)| (0.5 * (first + last), *last));
+            let (before, after): (Vec<f32>, Vec<f32>) =
+                references.map(|(n, last)| (exp(n as f32), exp((last - n) as f32))).unzip();
+            let (ups, downs) = self.factors.split_at(n * w);
+            simd!(|| {
+                let rows = self.start.chunks_exact_mut(w).zip(self.end.chunks_exact_mut(w));
+                for ((start, end), (up, down)) in rows.zip(ups.chunks_exact(w).zip(downs.chunks_exact(w))) {
+                    start.iter_mut().zip(up).zip(&before).for_each(|((s, f), n)| *s = f * n);
+                    end.iter_mut().zip(down).zip(&after).for_each(|((e, f), n)| *e = f * n);
+                }
+            });
+            return;
+        }
+        simd!(|| {
+            let rows = self.start.chunks_exact_mut(w).zip(self.end.chunks_exact_mut(w));
+            for ((start, end), g) in rows.zip(all.chunks_exact(w)) {
+                for (start, g) in start.iter_mut().zip(g) {
+                    *start = exp(*g as f32);
+                }
+                for ((end, g), last) in end.iter_mut().zip(g).zip(last) {
+                    *end = exp((last - g) as f32);
+                }
+            }
+        });
     }
 
     fn prepare_gamma(&mut self) {
         let n = self.tokens;
         self.gamma.resize(n * n, 0.0);
-        simd(|| {
+        simd!(|| {
             for (i, row) in self.gamma.chunks_exact_mut(n).enumerate() {
                 let g = self.cumulative[i];
                 for (x, other) in row[..=i].iter_mut().zip(&self.cumulative) {
@@ -180,11 +206,11 @@ impl Decay {
         let w = self.width;
         let at = self.factors.len();
         self.factors.resize(at + rows.len() * w, 0.0);
-        simd(|| {
+        simd!(|| {
             let rows = self.cumulative[rows.start * w..rows.end * w].chunks_exact(w);
             for (out, g) in self.factors[at..].chunks_exact_mut(w).zip(rows) {
-                for d in 0..w {
-                    out[d] = exp((sign * (g[d] - reference[d])) as f32);
+                for ((out, g), reference) in out.iter_mut().zip(g).zip(reference) {
+                    *out = exp((sign * (g - reference)) as f32);
                 }
             }
         });
@@ -200,7 +226,9 @@ impl Decay {
                 self.weigh(read, out);
             }
             Kind::Vector => {
-                out.fill(0.0);
+                if self.blocks.len() > 1 {
+                    out.fill(0.0);
+                }
                 for i in 0..self.blocks.len() {
                     self.scaled(i, read, x, y);
                     let Block { rows, columns, .. } = &self.blocks[i];
@@ -240,19 +268,20 @@ impl Decay {
                     self.product.resize(rows.len().max(columns.len()) * w, 0.0);
                     let product = &mut self.product[..rows.len() * w];
                     MatMut::new(product, rows.len(), w).product(1.0, d, ys, 0.0);
-                    simd(|| {
-                        for (r, i) in rows.clone().enumerate() {
-                            if let Some(factor) = row_factor(read, row_factors, r, w, rows == columns) {
-                                for (c, dx) in dx[i * w..][..w].iter_mut().enumerate() {
-                                    *dx += product[r * w + c] * factor.map_or(1.0, |f| f[c]);
-                                }
+                    simd!(|| {
+                        for (i, (r, product)) in rows.clone().zip(product.chunks_exact(w).enumerate()) {
+                            let dx = &mut dx[i * w..][..w];
+                            match row_factor(read, row_factors, r, w, rows == columns) {
+                                Some(Some(f)) => dx.iter_mut().zip(product).zip(f).for_each(|((d, p), f)| *d += p * f),
+                                Some(None) => axpy(dx, 1.0, product),
+                                None => {}
                             }
                         }
                     });
                     let product = &mut self.product[..columns.len() * w];
                     MatMut::new(product, columns.len(), w).product(1.0, d.t(), xs, 0.0);
                     let dy = &mut dy[columns.start * w..columns.end * w];
-                    simd(|| dy.iter_mut().zip(&*product).zip(rest).for_each(|((dy, p), f)| *dy += p * f));
+                    simd!(|| dy.iter_mut().zip(&*product).zip(rest).for_each(|((dy, p), f)| *dy += p * f),);
                 }
             }
         }
@@ -265,7 +294,7 @@ impl Decay {
         let (row_factors, column_factors) = self.factors[*factors..].split_at(rows.len() * w);
         self.x.resize(rows.len() * w, 0.0);
         self.y.resize(columns.len() * w, 0.0);
-        simd(|| {
+        simd!(|| {
             for ((r, i), out) in rows.clone().enumerate().zip(self.x.chunks_exact_mut(w)) {
                 match row_factor(read, row_factors, r, w, rows == columns) {
                     Some(Some(factor)) => out.iter_mut().zip(x.row(i)).zip(factor).for_each(|((o, x), f)| *o = x * f),
@@ -284,7 +313,7 @@ impl Decay {
     /// Masks a [C, C] matrix and weighs it by a scalar gate's decay.
     fn weigh(&self, read: Read, a: &mut [f32]) {
         let n = self.tokens;
-        simd(|| {
+        simd!(|| {
             for (i, row) in a.chunks_exact_mut(n).enumerate() {
                 let seen = i + usize::from(read == Read::After);
                 row[seen..].fill(0.0);
@@ -301,9 +330,11 @@ impl Decay {
         if self.kind == Kind::None {
             return x;
         }
-        buffer.clear();
-        (0..x.rows).for_each(|i| buffer.extend_from_slice(x.row(i)));
-        self.scale_start(read, buffer, x.cols);
+        buffer.resize(x.rows * x.cols, 0.0);
+        // As in `scale_start`: before its own decay a token stands where the one before it stood.
+        let skip = usize::from(read == Read::Before);
+        buffer[..skip * x.cols].copy_from_slice(&x.row(0)[..skip * x.cols]);
+        self.scaled_rows(skip, x, &self.start, buffer);
         Mat::new(buffer, x.rows, x.cols)
     }
 
@@ -312,10 +343,22 @@ impl Decay {
         if self.kind == Kind::None {
             return y;
         }
-        buffer.clear();
-        (0..y.rows).for_each(|i| buffer.extend_from_slice(y.row(i)));
-        self.scale_end(buffer, y.cols);
+        buffer.resize(y.rows * y.cols, 0.0);
+        self.scaled_rows(0, y, &self.end, buffer);
         Mat::new(buffer, y.rows, y.cols)
+    }
+
+    /// Rows of x from `skip` on, times the factors from the first on.
+    fn scaled_rows(&self, skip: usize, x: Mat, factors: &[f32], out: &mut [f32]) {
+        simd!(|| {
+            let rows = out.chunks_exact_mut(x.cols).enumerate().skip(skip);
+            for ((i, out), factors) in rows.zip(factors.chunks_exact(self.width)) {
+                match self.kind {
+                    Kind::Scalar => out.iter_mut().zip(x.row(i)).for_each(|(o, x)| *o = x * factors[0]),
+                    _ => out.iter_mut().zip(x.row(i)).zip(factors).for_each(|((o, x), f)| *o = x * f),
+                }
+            }
+        });
     }
 
     /// d_i e^(G_i) in place, [C, width]: also the gradient of [`Decay::from_start`].
@@ -336,7 +379,7 @@ impl Decay {
     }
 
     fn scale(&self, d: &mut [f32], factors: &[f32], width: usize) {
-        simd(|| match self.kind {
+        simd!(|| match self.kind {
             Kind::Scalar => {
                 for (row, f) in d.chunks_exact_mut(width).zip(factors) {
                     row.iter_mut().for_each(|d| *d *= f);
@@ -352,7 +395,7 @@ impl Decay {
             Kind::None => return,
             _ => &self.start[(self.tokens - 1) * self.width..][..self.width],
         };
-        simd(|| match self.kind {
+        simd!(|| match self.kind {
             Kind::Scalar => state.iter_mut().for_each(|s| *s *= last[0]),
             _ => {
                 for (row, f) in state.chunks_exact_mut(value_width).zip(last) {
@@ -364,18 +407,17 @@ impl Decay {
 
     /// Adds sign x_i dx_i (per channel, or summed for a scalar gate) to `terms` [C, width]: with dx the whole gradient
     /// of x through this decay, the gradient of G_i.
-    pub fn gate_terms(&self, terms: &mut [f32], sign: f32, x: Mat, dx: &[f32]) {
-        simd(|| match self.kind {
+    pub fn gate_terms(&self, terms: &mut [f32], sign: f32, x: Mat, dx: Mat) {
+        simd!(|| match self.kind {
             Kind::None => {}
             Kind::Scalar => {
                 for (i, term) in terms.iter_mut().enumerate() {
-                    *term += sign * dot(x.row(i), &dx[i * x.cols..][..x.cols]);
+                    *term += sign * dot(x.row(i), dx.row(i));
                 }
             }
             Kind::Vector => {
                 for (i, terms) in terms.chunks_exact_mut(self.width).enumerate() {
-                    let dx = &dx[i * x.cols..][..x.cols];
-                    terms.iter_mut().zip(x.row(i)).zip(dx).for_each(|((t, x), dx)| *t += sign * x * dx);
+                    terms.iter_mut().zip(x.row(i)).zip(dx.row(i)).for_each(|((t, x), dx)| *t += sign * x * dx);
                 }
             }
         });
@@ -406,14 +448,17 @@ fn mask(read: Read, mut block: MatMut) {
 /// decay, which reach only earlier gates.
 pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], mut out: MatMut) {
     let w = running.len();
-    for i in (0..out.rows).rev() {
-        let out = out.row(i);
-        for d in 0..w {
-            running[d] += f64::from(inclusive[i * w + d]);
-            out[d] += running[d] as f32;
-            running[d] += exclusive.get(i * w + d).map_or(0.0, |&x| f64::from(x));
+    simd!(|| {
+        for i in (0..out.rows).rev() {
+            for ((running, x), out) in running.iter_mut().zip(&inclusive[i * w..]).zip(out.row(i)) {
+                *running += f64::from(*x);
+                *out += *running as f32;
+            }
+            if !exclusive.is_empty() {
+                running.iter_mut().zip(&exclusive[i * w..]).for_each(|(running, x)| *running += f64::from(*x));
+            }
         }
-    }
+    });
 }
 
 /// Rows of S times rows of dS, summed as the gate needs them: the gradient of the last G through the state [K, V].
@@ -432,5 +477,5 @@ pub fn write(state: &mut [f32], y: Mat, v: Mat) {
 /// Adds a [C, width] gradient to rows of a larger one.
 pub fn add_rows(mut to: MatMut, from: &[f32]) {
     let width = to.cols;
-    simd(|| (0..to.rows).for_each(|i| axpy(to.row(i), 1.0, &from[i * width..][..width])));
+    simd!(|| (0..to.rows).for_each(|i| axpy(to.row(i), 1.0, &from[i * width..][..width])),);
 }

@@ -1,8 +1,18 @@
 //! Row-strided f32 matrices and their product (the `gemm` crate), so that heads are used where they lie.
 
+use super::simd::simd;
 use gemm::Parallelism;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Elements of the largest transposed factor that is copied for a product: it stays in the nearest caches.
+const TURNED: usize = 1 << 14;
+
+thread_local! {
+    /// Where a thread copies such factors.
+    static TURN: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
+}
 
 /// A read-only `[rows, cols]` matrix.
 #[derive(Clone, Copy)]
@@ -35,6 +45,39 @@ impl<'a> Mat<'a> {
     pub fn t(self) -> Self {
         let Mat { ptr, rows, cols, row_stride, col_stride, life } = self;
         Mat { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride, life }
+    }
+
+    /// A transposed matrix with its rows side by side, in squares that a few cache lines hold.
+    fn turned(self, buffer: &mut Vec<f32>) -> Mat<'_> {
+        const SQUARE: usize = 16;
+        let (rows, cols, from) = (self.rows, self.cols, self.t());
+        buffer.resize(rows * cols, 0.0);
+        simd!(|| {
+            for j in (0..cols).step_by(SQUARE) {
+                let whole = j + SQUARE <= cols;
+                for i in (0..rows).step_by(SQUARE) {
+                    if whole && i + SQUARE <= rows {
+                        let mut square = [[0f32; SQUARE]; SQUARE];
+                        for (c, line) in square.iter_mut().enumerate() {
+                            line.copy_from_slice(&from.row(j + c)[i..i + SQUARE]);
+                        }
+                        for r in 0..SQUARE {
+                            let to = &mut buffer[(i + r) * cols + j..][..SQUARE];
+                            for (to, line) in to.iter_mut().zip(&square) {
+                                *to = line[r];
+                            }
+                        }
+                    } else {
+                        for c in j..cols.min(j + SQUARE) {
+                            for r in i..rows.min(i + SQUARE) {
+                                buffer[r * cols + c] = from.row(c)[r];
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Mat::new(buffer, rows, cols)
     }
 
     /// A part of it.
@@ -106,6 +149,12 @@ impl<'a> MatMut<'a> {
 
     /// `self = alpha a b + beta self` on one thread; `beta` 0 overwrites without reading.
     pub fn product(&mut self, alpha: f32, a: Mat, b: Mat, beta: f32) {
+        // `gemm` wants rows of b as they lie and packs a transposed b slowly, which a small product feels.
+        if b.col_stride != 1 && b.row_stride == 1 && b.rows * b.cols <= TURNED {
+            return TURN.with_borrow_mut(|buffer| {
+                self.product_on(alpha, a, b.turned(buffer), beta, Parallelism::None);
+            });
+        }
         self.product_on(alpha, a, b, beta, Parallelism::None);
     }
 

@@ -10,6 +10,36 @@ pub fn simd<K: Kernel>(kernel: K) -> K::Output {
     pulp::Arch::new().dispatch(kernel)
 }
 
+/// The same of a closure that is inlined whatever its length; a long one otherwise stays a function of its own, compiled
+/// for the oldest machine. Imported with the function's name.
+macro_rules! vectorised {
+    (|| $body:expr $(,)?) => {
+        $crate::ops::cpu::simd::run(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorised as simd;
+
+/// What [`simd!`] expands to.
+#[inline(always)]
+pub fn run<R>(f: impl FnMut() -> R) -> R {
+    pulp::Arch::new().dispatch(Inlined(f))
+}
+
+/// Called as `FnMut`: the shim between a closure and `FnOnce` would not be inlined.
+struct Inlined<F>(F);
+
+impl<R, F: FnMut() -> R> pulp::NullaryFnOnce for Inlined<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
+}
+
 const LANES: usize = 16;
 
 /// e^x to 2 units in the last place; below -87.3 it stays at 1.2e-38, above 88.3 at 2.4e38, NaN passes through.

@@ -17,7 +17,7 @@ pub fn solve(l: Mat, x: &mut [f32], width: usize) {
             let done = Mat::new(done, start, width);
             MatMut::new(block, end - start, width).product(-1.0, l.block(start..end, 0..start), done, 1.0);
         }
-        simd(|| {
+        simd!(|| {
             for i in start + 1..end {
                 let (before, row) = block.split_at_mut((i - start) * width);
                 let row = &mut row[..width];
@@ -40,7 +40,7 @@ pub fn solve_transposed(l: Mat, x: &mut [f32], width: usize) {
             let done = Mat::new(done, n - end, width);
             MatMut::new(block, end - start, width).product(-1.0, l.block(end..n, start..end).t(), done, 1.0);
         }
-        simd(|| {
+        simd!(|| {
             for i in (start + 1..end).rev() {
                 let (before, row) = block.split_at_mut((i - start) * width);
                 let row = &row[..width];
