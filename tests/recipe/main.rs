@@ -9,6 +9,12 @@ use serde_json::Value;
 use subquad::error::{Error, Mistake};
 use subquad::recipe::{EMBEDDED, KeepSoftmax, Recipe, ScheduleKind, StageRecipe, Target, description, render};
 
+/// An expectation that names every mixer: the list is the registry's.
+fn with_mixers(text: &str) -> String {
+    let names: Vec<String> = subquad::mixer::MIXERS.iter().map(|m| format!("`{}`", m.name)).collect();
+    text.replace("{mixers}", &names.join(", "))
+}
+
 const VALID: &str = r#"seed = 7
 [teacher]
 model = "builtin:books-llama-7m"

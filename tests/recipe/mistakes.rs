@@ -1,6 +1,6 @@
 //! Every kind of mistake, with its exact place and hint.
 
-use super::{VALID, mistakes};
+use super::{VALID, mistakes, with_mixers};
 
 /// `VALID` with one part replaced has exactly these mistakes. Every wrong case is shown, not only the first.
 fn expect(cases: &[(&str, &str, &[&str])]) {
@@ -8,7 +8,8 @@ fn expect(cases: &[(&str, &str, &[&str])]) {
     for (from, to, expected) in cases {
         assert_eq!(VALID.matches(from).count(), 1, "{from:?} is in the recipe once");
         let got = mistakes(&VALID.replace(from, to), &[]);
-        if got != *expected {
+        let expected: Vec<String> = expected.iter().map(|e| with_mixers(e)).collect();
+        if got != expected {
             wrong.push_str(&format!("{from:?} -> {to:?}\n  got      {got:#?}\n  expected {expected:#?}\n"));
         }
     }
@@ -35,12 +36,12 @@ fn unknown_and_missing_keys_are_mistakes() {
         (
             "mixer = \"hedgehog\"",
             "mixer = \"hedgehg\"",
-            &["5:9+9 `student.mixer` is unknown: `hedgehg` | did you mean `hedgehog`? there is: `hedgehog`"],
+            &["5:9+9 `student.mixer` is unknown: `hedgehg` | did you mean `hedgehog`? there is: {mixers}"],
         ),
         (
             "mixer = \"hedgehog\"",
-            "mixer = \"mamba\"",
-            &["5:9+7 `student.mixer` is unknown: `mamba` | there is: `hedgehog`"],
+            "mixer = \"quux\"",
+            &["5:9+6 `student.mixer` is unknown: `quux` | there is: {mixers}"],
         ),
         (
             "mixer = \"hedgehog\"",
@@ -179,7 +180,7 @@ fn impossible_values_are_mistakes() {
         (
             "combine = \"joint\"",
             "combine = \"liger\"",
-            &["6:33+7 `student.window.combine` cannot be `liger` | one of: `joint`"],
+            &["6:33+7 `student.window.combine` cannot be `liger` | one of: `joint`, `fixed`, `learned`"],
         ),
         ("[0, 5]", "[0, 5, 0]", &["7:23+1 `student.keep_softmax` names 0 twice | remove one"]),
         ("[0, 5]", "{ every = 1 }", &["7:26+1 `student.keep_softmax.every` cannot be 1 | from 2 to 10000"]),
@@ -380,19 +381,20 @@ fn all_mistakes_come_at_once_in_the_order_of_the_text() {
         mistakes(&text, &["stage.3.tokens=0"]),
         [
             "1:6+1 not valid TOML: key with no value, expected `=` | write `key = value`",
-            "5:9+10 `student.mixer` is unknown: `hedgehok` | did you mean `hedgehog`? there is: `hedgehog`",
+            "5:9+10 `student.mixer` is unknown: `hedgehok` | did you mean `hedgehog`? there is: {mixers}",
             "6:19+4 `student.window.size` must be a whole number, not a string | write it without quotes: 64",
             "11:1+7 unknown key `data.sequnce` | did you mean `sequence`?",
             "17:10+5 `stage.1.tokens` cannot be \"3 M\" | did you mean \"3M\"?",
             "18:25+1 not valid TOML: unclosed inline table, expected `}` | close the table with `}`",
             "0:0+0 `--set stage.3.tokens=0`: `stage.3.tokens` cannot be zero | for example \"6M\"",
         ]
+        .map(with_mixers)
     );
     // Columns count characters, not bytes.
     assert_eq!(
         mistakes(&VALID.replace("size = 64, combine = \"joint\"", "combine = \"größe\", size = 0"), &[]),
         [
-            "6:22+7 `student.window.combine` cannot be `größe` | one of: `joint`",
+            "6:22+7 `student.window.combine` cannot be `größe` | one of: `joint`, `fixed`, `learned`",
             "6:38+1 `student.window.size` cannot be 0 | from 1 to 16777216",
         ]
     );

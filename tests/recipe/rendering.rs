@@ -3,7 +3,7 @@
 use subquad::error::Error;
 use subquad::recipe::render;
 
-use super::{VALID, parse};
+use super::{VALID, parse, with_mixers};
 
 #[test]
 fn mistakes_are_rendered_with_line_caret_and_hint() {
@@ -14,7 +14,7 @@ fn mistakes_are_rendered_with_line_caret_and_hint() {
 test.toml:5:10: `student.mixer` is unknown: `日本`
 5 |     mixer = "日本"
   |             ^^^^^^
-  = there is: `hedgehog`
+  = there is: {mixers}
 
 test.toml:13:10: `stage.0.tokens` cannot be "600k"
 13 | tokens = "600k"
@@ -26,6 +26,7 @@ test.toml: `--set seed=x`: `seed` must be a whole number, not a string
 
 hint: `subquad recipes show quickstart` prints a recipe with every common key
 "#;
+    let expected = with_mixers(expected);
     assert_eq!(render(&error, false), expected);
     let colored = render(&error, true);
     assert!(colored.starts_with("\u{1b}[1;31merror:\u{1b}[0m recipe"), "{colored}");
