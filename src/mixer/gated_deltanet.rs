@@ -7,7 +7,9 @@
 use super::carry::Carry;
 use super::parts::{Convolutions, Finish, gate, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{mul, scale};
@@ -85,7 +87,7 @@ impl Recurrent for GatedDeltaNet {
         // Decays of 0.5 to 0.9998 a token; beta of 0.05 to 0.95 (times two where doubled).
         let decay = &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5];
         let beta = &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
-        let knob = |tensor, values| Knob { tensor, values, how: How::Set };
+        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
         vec![knob("dt_bias", decay), knob("beta_bias", beta)]
     }
 

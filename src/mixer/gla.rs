@@ -6,7 +6,9 @@
 use super::carry::Carry;
 use super::parts::{Convolutions, Finish};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, scale};
@@ -82,7 +84,7 @@ impl Recurrent for Gla {
     fn knobs(&self) -> Vec<Knob> {
         // Decays of 0.51 to 0.9995 a token.
         let values = &[-10.6, -6.0, -3.0, -1.0, 0.0, 1.0, 2.0, 3.2, 4.5, 6.0];
-        vec![Knob { tensor: "gate_bias", values, how: How::Set }]
+        vec![Knob { tensor: "gate_bias", per: Per::KvHead, values, how: How::Set }]
     }
 
     fn scale(&self) -> Scale {

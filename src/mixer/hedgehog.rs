@@ -11,7 +11,7 @@
 //! The linear term is not multiplied by e^-m_i, as in the published code.
 
 use super::kernel::{self, Kernel, Side};
-use super::{Bound, Combine, How, Initial, Knob, NewTensor, Scale, Site};
+use super::{Bound, Combine, How, Initial, Knob, NewTensor, Per, Scale, Site};
 use super::{OptionKind, OptionSpec, Registration};
 use crate::Result;
 use crate::ops::{Var, feature_map};
@@ -71,7 +71,7 @@ impl Kernel for Hedgehog {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        let map = |tensor| Knob { tensor, values: &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0], how: How::Multiply };
+        let map = |tensor| Knob { tensor, per: Per::Head, values: &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0], how: How::Multiply };
         vec![map("q_map"), map("k_map")]
     }
 

@@ -25,7 +25,7 @@ use candle_core::Tensor;
 pub use heads::{Bound, Heads};
 pub use initial::{Initial, NewTensor};
 pub use options::{OptionKind, OptionSpec, Options};
-pub use scale::{How, Knob, Scale};
+pub use scale::{How, Knob, Per, Scale};
 pub use softmax::Softmax;
 pub use state::State;
 pub use window::{Combine, Window};

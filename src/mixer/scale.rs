@@ -55,10 +55,20 @@ impl Scale {
 /// A tensor whose start decides what a mechanism does before training: calibration tries these values, head by head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Knob {
-    /// A tensor whose first dimension is a multiple of the heads (or of the kv heads): each head has its own part.
     pub tensor: &'static str,
+    /// Whose equal parts of the tensor's elements are turned by themselves.
+    pub per: Per,
     pub values: &'static [f32],
     pub how: How,
+}
+
+/// What a knob is turned for, one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Per {
+    /// H
+    Head,
+    /// G
+    KvHead,
 }
 
 /// What a knob's value does to a head's part of the tensor.

@@ -33,6 +33,7 @@ pub mod short_convolution;
 pub mod sight;
 pub mod softmax;
 pub mod stabilise;
+pub mod statistics;
 pub mod tape;
 pub mod token_shift;
 pub mod value_gated_linear_attention;

@@ -7,6 +7,7 @@
 
 use crate::arch::Spec;
 use crate::mixer::{Mixer, Softmax};
+use crate::model::Student;
 use crate::model::{Adapter, Target};
 use crate::recipe::{AttentionTransfer, Lora};
 
@@ -100,6 +101,22 @@ impl Costs {
         let mlp = 4.0 * self.width + self.queries + 3.0 * self.ffn;
         let trained = 4.0 * self.replaced * self.mixer_parameters;
         Cost { per_token, memory: PROGRAM + F32 * (self.parameters + trained + n * attention.max(mlp)) }
+    }
+
+    /// Calibration runs the teacher, and each mixer twice for every value that it tries:
+    ///
+    /// ```text
+    /// operations = L (2 block + softmax) + L' 2 values mixer
+    /// memory = teacher + one layer's: n (D + 8 H K + 3 G K + 5 H F), or the MLP's n (4 D + H K + 3 ffn)
+    /// ```
+    pub fn calibrate(&self, tokens: u64, outline: &Student, layer: usize) -> Cost {
+        let n = tokens as f64;
+        let values: usize = outline.mixer(layer).knobs().iter().map(|knob| knob.values.len() + 1).sum();
+        let tried = 2.0 * (values + 2) as f64;
+        let per_token = self.layers * (2.0 * self.block + self.softmax) + self.replaced * tried * self.mixer;
+        let attention = self.width + 8.0 * self.queries + 3.0 * self.keys + 5.0 * self.features;
+        let mlp = 4.0 * self.width + self.queries + 3.0 * self.ffn;
+        Cost { per_token, memory: PROGRAM + F32 * (self.parameters + n * attention.max(mlp)) }
     }
 
     /// LoRA runs the student forward and backward. Frozen weights get no gradient, so their backward pass costs as much

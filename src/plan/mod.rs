@@ -133,6 +133,15 @@ impl Plan {
         let stage = |(index, stage): (usize, &StageRecipe)| {
             let mut plan = StagePlan::empty(index, stage.kind());
             match stage {
+                StageRecipe::Calibrate(calibrate) => {
+                    let cost = costs(recipe.data.sequence).calibrate(calibrate.tokens, &outline, student.replaced[0]);
+                    plan.tokens = calibrate.tokens;
+                    plan.tensors = student.tensors.len();
+                    plan.parameters = student.sizes().iter().sum();
+                    plan.bytes = 4 * plan.parameters;
+                    plan.disk = plan.bytes;
+                    plan.work(cost, machine, TRAINING_EFFICIENCY);
+                }
                 StageRecipe::AttentionTransfer(transfer) => {
                     let cost = costs(recipe.data.sequence).attention_transfer(transfer, recipe.data.sequence);
                     plan.train(recipe, stage, &student.sizes(), cost, machine);

@@ -5,8 +5,8 @@ use super::fields::LONGEST;
 use super::kinds::{Choice, Flag, Integer, List, Number, Text};
 use super::table::Table;
 use super::types::{
-    AttentionTransfer, Batch, Checkpoint, Evaluate, Lora, LoraLoss, LoraShape, Optimizer, Schedule, ScheduleKind,
-    StageRecipe, Target, Training, TransferLoss,
+    AttentionTransfer, Batch, Calibrate, Checkpoint, Evaluate, Lora, LoraLoss, LoraShape, Optimizer, Schedule,
+    ScheduleKind, StageRecipe, Target, Training, TransferLoss,
 };
 
 /// More steps than any stage has.
@@ -17,6 +17,7 @@ pub(super) fn stage(t: &mut Table, sequence: Option<usize>) -> Option<StageRecip
     let kind = t.variant(
         "kind",
         &[
+            ("calibrate", "every mixer's free initial values from the teacher's activations, nothing trained"),
             ("attention-transfer", "every mixer learns the output of the attention that it replaces"),
             ("lora", "low-rank finetuning of the whole student on next-token labels"),
             ("merge", "the low-rank updates become part of the weights"),
@@ -26,11 +27,22 @@ pub(super) fn stage(t: &mut Table, sequence: Option<usize>) -> Option<StageRecip
         "What the stage does.",
     )?;
     Some(match kind {
+        "calibrate" => StageRecipe::Calibrate(calibrate(t, sequence)),
         "attention-transfer" => StageRecipe::AttentionTransfer(attention_transfer(t, sequence)),
         "lora" => StageRecipe::Lora(lora(t, sequence)),
         "merge" => StageRecipe::Merge,
         _ => StageRecipe::Evaluate(evaluate(t, sequence)),
     })
+}
+
+fn calibrate(t: &mut Table, sequence: Option<usize>) -> Calibrate {
+    let help = "Training tokens that the teacher reads; all of them are in memory at once.";
+    let tokens = t.optional("tokens", TOKENS, 4096, help);
+    if let Some(sequence) = sequence.filter(|&s| tokens < s as u64) {
+        let what = format!("`{}.tokens` is {tokens}, less than one training window of {sequence} tokens", t.path());
+        t.wrong_at("tokens", what, format!("at least {sequence}"));
+    }
+    Calibrate { tokens }
 }
 
 fn attention_transfer(t: &mut Table, sequence: Option<usize>) -> AttentionTransfer {

@@ -104,10 +104,18 @@ pub struct Data {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum StageRecipe {
+    Calibrate(Calibrate),
     AttentionTransfer(AttentionTransfer),
     Lora(Lora),
     Merge,
     Evaluate(Evaluate),
+}
+
+/// The mixers' free initial values are set from the teacher's activations; nothing is trained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Calibrate {
+    /// Of the training text that the teacher reads for it.
+    pub tokens: u64,
 }
 
 /// Every mixer learns the output of the attention that it replaces, on the teacher's own inputs.
@@ -223,6 +231,7 @@ impl StageRecipe {
     /// As the recipe writes it.
     pub fn kind(&self) -> &'static str {
         match self {
+            StageRecipe::Calibrate(_) => "calibrate",
             StageRecipe::AttentionTransfer(_) => "attention-transfer",
             StageRecipe::Lora(_) => "lora",
             StageRecipe::Merge => "merge",
@@ -235,7 +244,7 @@ impl StageRecipe {
         match self {
             StageRecipe::AttentionTransfer(stage) => Some((stage.tokens, &stage.training)),
             StageRecipe::Lora(stage) => Some((stage.tokens, &stage.training)),
-            StageRecipe::Merge | StageRecipe::Evaluate(_) => None,
+            StageRecipe::Calibrate(_) | StageRecipe::Merge | StageRecipe::Evaluate(_) => None,
         }
     }
 }

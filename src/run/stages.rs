@@ -11,7 +11,7 @@ use crate::model::{Adapter, Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
 use crate::recipe::{Evaluate, Recipe, StageRecipe, Training};
-use crate::stage::{AttentionTransfer, Lora};
+use crate::stage::{AttentionTransfer, Lora, calibrate};
 use crate::train::{Group, Objective, Trainer, TrainingData};
 use crate::{Error, Result};
 
@@ -60,6 +60,10 @@ impl<'a> Pipeline<'a> {
         let stage = &self.recipe.stages[index];
         let StagePlan { folder: name, steps, .. } = &self.plan.stages[index];
         match stage {
+            StageRecipe::Calibrate(s) => {
+                self.key = chain(&self.key, stage)?;
+                self.calibrate(name, s.tokens, folder, progress)
+            }
             StageRecipe::AttentionTransfer(s) => {
                 let key = chain(&self.key, stage)?;
                 let model = self.model.clone();
@@ -99,6 +103,52 @@ impl<'a> Pipeline<'a> {
         chain(&self.key, &(&self.recipe.export, &self.recipe.text, &self.reports, &self.inputs.teacher_name))
     }
 
+    fn calibrate(
+        &mut self,
+        name: &str,
+        tokens: u64,
+        folder: &mut RunFolder,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let path = folder.stage(name)?;
+        let (result, report) = (path.join(RESULT), path.join(REPORT));
+        if self.finished(name, &result, folder, progress)? {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let windows = &self.inputs.windows;
+        let batch = (tokens as usize / windows.sequence()).max(1);
+        let ids = windows.batch(self.recipe.seed, 0, batch);
+        let layers = calibrate(&self.inputs.teacher, &mut self.student, &ids, batch, progress)?;
+        for l in &layers {
+            progress.say(&format!(
+                "layer {}: error {:.3} -> {:.3}, size {:.2} -> {:.2} of the teacher's",
+                l.layer, l.error_before, l.error_after, l.size_before, l.size_after
+            ));
+        }
+        let json = serde_json::to_vec_pretty(&layers).map_err(|e| Error::Internal(e.to_string()))?;
+        crate::checkpoint::write_atomically(&report, &json)?;
+        save_student(&result, &self.student.tensors, &self.key)?;
+        folder.ledger()?.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))
+    }
+
+    /// Takes the tensors that an earlier run has left of this stage, if it has.
+    fn finished(
+        &mut self,
+        name: &str,
+        result: &std::path::Path,
+        folder: &mut RunFolder,
+        progress: &mut dyn Progress,
+    ) -> Result<bool> {
+        if folder.ledger()?.finished(name, &self.key).is_none() {
+            return Ok(false);
+        }
+        let Some(tensors) = load_student(result, &self.key)? else { return Ok(false) };
+        self.student.tensors = tensors;
+        progress.say(&format!("{name}: finished before"));
+        Ok(true)
+    }
+
     fn train(
         &mut self,
         stage: TrainingStage,
@@ -110,11 +160,7 @@ impl<'a> Pipeline<'a> {
         let path = folder.stage(name)?;
         let result = path.join(RESULT);
         self.key = key;
-        if folder.ledger()?.finished(name, &self.key).is_some()
-            && let Some(tensors) = load_student(&result, &self.key)?
-        {
-            self.student.tensors = tensors;
-            progress.say(&format!("{name}: finished before"));
+        if self.finished(name, &result, folder, progress)? {
             return Ok(());
         }
         let started = std::time::Instant::now();

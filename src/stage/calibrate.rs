@@ -1,0 +1,202 @@
+//! Calibration: the free initial values of every mixer from the teacher's own activations, before any training.
+//!
+//! A mixer's output depends on its scale s linearly, o(s) = o_0 + s d, with o_0 what a window beside it says. One batch
+//! of the teacher decides, head by head: of the values that a mixer's knobs name (biases of gates, scales of features)
+//! the one whose best s leaves the least error, one knob after the other; then s so that the output is as large as the
+//! teacher's. Nothing here is trained, and no gradient is taken.
+
+use crate::mixer::{Bound, Branches, Heads, How, Knob, Mixer, Per};
+use crate::model::{Flow, Model, Student, View};
+use crate::ops::statistics::{head_products, minus};
+use crate::progress::{Progress, Unit, check_interrupt};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What calibration did to a layer: squared error of head outputs relative to the teacher's, and their size.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LayerCalibration {
+    pub layer: usize,
+    pub error_before: f64,
+    pub error_after: f64,
+    /// Root mean square of the output over that of the teacher's.
+    pub size_before: f64,
+    pub size_after: f64,
+}
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// Calibrates the mixers of `student` on `ids` ([batch, T]).
+pub fn calibrate(
+    model: &Model,
+    student: &mut Student,
+    ids: &[u32],
+    batch: usize,
+    progress: &mut dyn Progress,
+) -> Result<Vec<LayerCalibration>> {
+    let replaced: Vec<usize> = (0..model.spec.layers).filter(|&l| student.replaced(l)).collect();
+    let (mut layers, mut found) = (vec![], Tensors::new());
+    progress.begin("calibrate", 0, replaced.len() as u64, Unit::Items);
+    View::teacher(model).run(ids, batch, &mut |tap| {
+        check_interrupt()?;
+        if student.replaced(tap.layer) {
+            let own: Tensors =
+                student.mixer_tensors(tap.layer).map(|(short, _, t)| (short.to_string(), t.clone())).collect();
+            let mixer = student.mixer(tap.layer);
+            let mut layer = Layer { mixer, heads: tap.heads, target: tap.output.value(), tensors: own };
+            let report = layer.calibrate(tap.layer)?;
+            found.extend(layer.tensors.into_iter().map(|(name, t)| (Student::tensor_name(tap.layer, &name), t)));
+            layers.push(report);
+            progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
+        }
+        Ok(if Some(&tap.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
+    })?;
+    student.tensors.extend(found);
+    progress.end("");
+    Ok(layers)
+}
+
+struct Layer<'a> {
+    mixer: &'a dyn Mixer,
+    heads: &'a Heads,
+    target: &'a Tensor,
+    tensors: Tensors,
+}
+
+/// Inner products per head that decide everything: of r = t - o_0 and d, and of o_0.
+struct Fit {
+    rr: Vec<f64>,
+    rd: Vec<f64>,
+    dd: Vec<f64>,
+    od: Vec<f64>,
+    oo: Vec<f64>,
+}
+
+impl Fit {
+    /// The s of least error, not negative, and that error, per head.
+    fn best(&self, head: usize) -> (f64, f64) {
+        let (rr, rd, dd) = (self.rr[head], self.rd[head], self.dd[head]);
+        if dd <= 0.0 || rd <= 0.0 || !dd.is_finite() {
+            return (0.0, rr);
+        }
+        (rd / dd, rr - rd * rd / dd)
+    }
+
+    /// The s at which the output is as large as a target of square sum `tt`; where no s is, the best one.
+    fn as_large(&self, head: usize, tt: f64) -> f64 {
+        let (a, b, c) = (self.dd[head], 2.0 * self.od[head], self.oo[head] - tt);
+        let root = (b * b - 4.0 * a * c).sqrt();
+        let s = (root - b) / (2.0 * a);
+        if s.is_finite() && s > 0.0 { s } else { self.best(head).0 }
+    }
+}
+
+impl Layer<'_> {
+    fn calibrate(&mut self, layer: usize) -> Result<LayerCalibration> {
+        let squares = head_products(self.target, self.target)?;
+        let (error_before, size_before) = self.distance(&squares)?;
+        for knob in self.mixer.knobs() {
+            self.turn(&knob)?;
+        }
+        if let Some(name) = self.mixer.scale().name() {
+            let fit = self.fit()?;
+            let scales: Vec<f32> = (0..squares.len()).map(|h| fit.as_large(h, squares[h]) as f32).collect();
+            let part = |h: usize, old: f32| old * scales[h];
+            self.change(name, scales.len(), &part)?;
+        }
+        let (error_after, size_after) = self.distance(&squares)?;
+        Ok(LayerCalibration { layer, error_before, error_after, size_before, size_after })
+    }
+
+    fn output(&self, tensors: &Tensors) -> Result<Tensor> {
+        let bound = Bound(tensors.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect());
+        Ok(self.mixer.mix(self.heads, &bound, None, Branches::Both)?.value().clone())
+    }
+
+    /// Relative squared error, and relative size.
+    fn distance(&self, squares: &[f64]) -> Result<(f64, f64)> {
+        let output = self.output(&self.tensors)?;
+        let error = minus(&output, self.target)?;
+        let total = |x: &Tensor| -> Result<f64> { Ok(head_products(x, x)?.iter().sum()) };
+        let all: f64 = squares.iter().sum();
+        Ok((total(&error)? / all, (total(&output)? / all).sqrt()))
+    }
+
+    fn fit(&self) -> Result<Fit> {
+        let now = self.output(&self.tensors)?;
+        let without = match self.mixer.scale().name() {
+            Some(name) => {
+                let mut silent = self.tensors.clone();
+                silent.insert(name.into(), self.tensors[name].zeros_like()?);
+                self.output(&silent)?
+            }
+            None => now.zeros_like()?,
+        };
+        let (d, r) = (minus(&now, &without)?, minus(self.target, &without)?);
+        Ok(Fit {
+            rr: head_products(&r, &r)?,
+            rd: head_products(&r, &d)?,
+            dd: head_products(&d, &d)?,
+            od: head_products(&without, &d)?,
+            oo: head_products(&without, &without)?,
+        })
+    }
+
+    /// Error of every head at its best scale; of mixers without one, at their own.
+    fn errors(&self) -> Result<Vec<f64>> {
+        if self.mixer.scale().name().is_some() {
+            let fit = self.fit()?;
+            return Ok((0..fit.rr.len()).map(|h| fit.best(h).1).collect());
+        }
+        let error = minus(&self.output(&self.tensors)?, self.target)?;
+        head_products(&error, &error)
+    }
+
+    /// Tries a knob's values in all heads at once and leaves each head at its own best.
+    fn turn(&mut self, knob: &Knob) -> Result<()> {
+        let start = self.tensors[knob.tensor].clone();
+        let parts = match knob.per {
+            Per::Head => self.heads.q.value().dim(2)?,
+            Per::KvHead => self.heads.k.value().dim(2)?,
+        };
+        let moved = |value: f32| {
+            move |old: f32| match knob.how {
+                How::Set => value,
+                How::Multiply => value * old,
+            }
+        };
+        let mut best = vec![(f64::INFINITY, None); parts];
+        for value in std::iter::once(None).chain(knob.values.iter().copied().map(Some)) {
+            self.tensors.insert(knob.tensor.into(), start.clone());
+            if let Some(value) = value {
+                let change = moved(value);
+                self.change(knob.tensor, parts, &|_, old| change(old))?;
+            }
+            let errors = self.errors()?;
+            for (best, errors) in best.iter_mut().zip(errors.chunks(errors.len() / parts)) {
+                let error: f64 = errors.iter().sum();
+                // NaN is no improvement.
+                if error < best.0 {
+                    *best = (error, value);
+                }
+            }
+        }
+        self.tensors.insert(knob.tensor.into(), start);
+        self.change(knob.tensor, parts, &|part, old| best[part].1.map_or(old, |value| moved(value)(old)))
+    }
+
+    /// New values of a tensor from old ones; `parts` equal runs of its elements belong to as many heads.
+    fn change(&mut self, name: &str, parts: usize, new: &dyn Fn(usize, f32) -> f32) -> Result<()> {
+        let tensor = &self.tensors[name];
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        if parts == 0 || !values.len().is_multiple_of(parts) {
+            return Err(Error::Internal(format!("`{name}` {:?} has no part for each of {parts} heads", tensor.dims())));
+        }
+        let run = values.len() / parts;
+        let changed: Vec<f32> = values.iter().enumerate().map(|(i, &old)| new(i / run, old)).collect();
+        let tensor = Tensor::from_vec(changed, tensor.dims(), &Device::Cpu)?;
+        self.tensors.insert(name.into(), tensor);
+        Ok(())
+    }
+}
