@@ -1,10 +1,14 @@
-//! The core operators A to D, forward and backward, at B 1, H 4, K = V = 64, f32, two threads: against the same formula
+//! The core operators A to D, forward and backward, at B 1, H 4, K = V = 64, f32: against the same formula
 //! in PyTorch, against the time of their own matrix products, and against the length of the text.
 //!
 //! ```text
 //! cargo bench --bench operators                                  # ours alone
 //! PYTHON=path/to/python cargo bench --bench operators            # and benches/pytorch/operators.py, in turns
+//! cargo bench --bench operators -- --threads 1                   # both sides on one thread instead of two
 //! ```
+//!
+//! PyTorch's threads wait for each other after every operation: where anything else runs on the machine, two of them
+//! are slower than one, and one thread each is the fair comparison.
 //!
 //! A time is reported only when output and gradients of both sides agree on the same inputs. Each measurement is a
 //! process of its own; times are the least of several.
@@ -60,17 +64,18 @@ fn main() {
     if std::env::args().any(|a| a == "--test") {
         return; // `cargo test --benches` only wants it to start
     }
-    rayon::ThreadPoolBuilder::new().num_threads(2).build_global().expect("the first pool");
+    let threads: usize = common::argument("--threads").map_or(2, |n| n.parse().expect("a number"));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
     if let (Some(operator), Some(tokens)) = (common::argument("--measure"), common::argument("--tokens")) {
         return measure(&operator, tokens.parse().expect("a number"));
     }
     if std::env::args().any(|a| a == "--products") {
-        return measure_products();
+        return measure_products(threads);
     }
     let only = common::argument("--only");
     let chosen = || OPERATORS.iter().filter(|o| only.as_ref().is_none_or(|only| only == o.0));
     println!(
-        "forward + backward, B 1, T {TOKENS}, H {HEADS}, K = V = {WIDTH}, f32, 2 threads; least of {ROUNDS} rounds"
+        "forward + backward, B 1, T {TOKENS}, H {HEADS}, K = V = {WIDTH}, f32, {threads} threads; least of {ROUNDS} rounds"
     );
     let python = std::env::var("PYTHON").ok();
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -84,13 +89,13 @@ fn main() {
         let (mut ours, mut theirs, mut form) = (f64::INFINITY, f64::INFINITY, String::new());
         let (mut large, mut small) = (0.0f64, 0.0f64);
         for _ in 0..ROUNDS {
-            let x = child(&["--measure", name, "--tokens", &TOKENS.to_string(), "--save", file]);
+            let x = child(threads, &["--measure", name, "--tokens", &TOKENS.to_string(), "--save", file]);
             ours = ours.min(x["ms"].as_f64().expect("ms"));
-            let rate = child(&["--products"]);
+            let rate = child(threads, &["--products"]);
             large = large.max(rate["large"].as_f64().expect("rate"));
             small = small.max(rate["small"].as_f64().expect("rate"));
             let Some(python) = &python else { continue };
-            let y = pytorch(python, name, file);
+            let y = pytorch(threads, python, name, file);
             for (key, value) in y["differences"].as_object().expect("differences") {
                 let d = value.as_f64().unwrap_or(f64::NAN);
                 assert!(d < 1e-3, "{name}: {key} differs from PyTorch's by {d:.1e}: no time is reported");
@@ -115,20 +120,23 @@ fn main() {
     println!("{:<20} {:>8} {:>14} {:>14}", "operator", "tokens", "us per token", "KB per token");
     for (name, _) in chosen() {
         for tokens in LENGTHS {
-            let x = child(&["--measure", name, "--tokens", &tokens.to_string()]);
+            let x = child(threads, &["--measure", name, "--tokens", &tokens.to_string()]);
             let (ms, kb) = (x["ms"].as_f64().expect("ms"), x["kb_per_token"].as_f64().expect("kb"));
             println!("{name:<20} {tokens:>8} {:>14.2} {kb:>14.1}", ms * 1e3 / tokens as f64);
         }
     }
 }
 
-fn child(args: &[&str]) -> serde_json::Value {
-    serde_json::from_str(&common::child(args)).expect("a measurement")
+fn child(threads: usize, args: &[&str]) -> serde_json::Value {
+    let threads = threads.to_string();
+    serde_json::from_str(&common::child(&[args, &["--threads", &threads]].concat())).expect("a measurement")
 }
 
-fn pytorch(python: &str, operator: &str, file: &str) -> serde_json::Value {
+fn pytorch(threads: usize, python: &str, operator: &str, file: &str) -> serde_json::Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/pytorch/operators.py");
-    let output = Command::new(python).args([script, file, "--operator", operator]).output().expect("python starts");
+    let threads = threads.to_string();
+    let args = [script, file, "--operator", operator, "--threads", &threads];
+    let output = Command::new(python).args(args).output().expect("python starts");
     let (text, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     serde_json::from_str(text.trim()).unwrap_or_else(|_| panic!("no measurement: {text}{error}"))
 }
@@ -217,12 +225,12 @@ fn measure(operator: &str, tokens: usize) {
     println!("{}", serde_json::json!({ "ms": best * 1e3, "kb_per_token": memory }));
 }
 
-/// GFLOP/s of two threads: each with its own products of 64 x 64 x 64, and with large ones of 768 x 768 x 768.
-fn measure_products() {
+/// GFLOP/s of all threads: each with its own products of 64 x 64 x 64, and with large ones of 768 x 768 x 768.
+fn measure_products(threads: usize) {
     let rate = |n: usize, count: usize| {
         let mut best = 0.0f64;
-        let buffers: Vec<Vec<f32>> = (0..2).map(|_| vec![0.5; 2 * n * n]).collect();
-        let mut outputs = vec![vec![0.0; n * n]; 2];
+        let buffers: Vec<Vec<f32>> = (0..threads).map(|_| vec![0.5; 2 * n * n]).collect();
+        let mut outputs = vec![vec![0.0; n * n]; threads];
         for _ in 0..12 {
             let now = Instant::now();
             std::thread::scope(|scope| {
@@ -233,7 +241,8 @@ fn measure_products() {
                     });
                 }
             });
-            best = best.max(2.0 * count as f64 * 2.0 * (n as f64).powi(3) / now.elapsed().as_secs_f64() / 1e9);
+            best =
+                best.max(threads as f64 * count as f64 * 2.0 * (n as f64).powi(3) / now.elapsed().as_secs_f64() / 1e9);
         }
         best
     };
