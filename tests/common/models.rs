@@ -13,13 +13,18 @@ pub fn teacher(name: &str) -> Model {
 
 /// Hedgehog at its initial values in all layers but `softmax_layers`, beside a window under a joint normaliser.
 pub fn student(model: &Model, window: Option<usize>, softmax_layers: &[usize]) -> Student {
+    student_of("hedgehog", model, window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }), softmax_layers)
+}
+
+/// A mixer at its initial values in all layers but `softmax_layers`.
+pub fn student_of(mixer: &str, model: &Model, window: Option<Window>, softmax_layers: &[usize]) -> Student {
     let conversion = Conversion {
         format: FORMAT,
         teacher_model_type: "llama".into(),
         teacher: "a test's teacher".into(),
-        mixer: "hedgehog".into(),
+        mixer: mixer.into(),
         options: Default::default(),
-        window: window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }),
+        window,
         softmax_layers: softmax_layers.to_vec(),
     };
     Student::new(conversion, &model.spec, 0).unwrap()

@@ -1,0 +1,63 @@
+//! Calibration of every registered mixer on a real teacher: nothing is trained, and yet it is worth more than silence.
+
+mod common;
+
+use common::models::{self, teacher};
+use subquad::checkpoint::Location;
+use subquad::evaluate::{EvaluationText, evaluate};
+use subquad::mixer::{MIXERS, Window};
+use subquad::model::{Model, Student};
+use subquad::progress::Silent;
+use subquad::stage::calibrate;
+use subquad::text::{Tokenizer, Windows, documents, tokenize};
+
+const SEQUENCE: usize = 256;
+
+fn windows(model_name: &str, text: &str, tokens: usize) -> Windows {
+    let checkpoint =
+        subquad::checkpoint::Checkpoint::open(&Location::resolve(&format!("builtin:{model_name}"), None).unwrap());
+    let checkpoint = checkpoint.unwrap();
+    let spec = subquad::arch::Spec::of(&checkpoint).unwrap();
+    let tokenizer = Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied()).unwrap();
+    let text = documents(&Location::resolve(text, None).unwrap()).unwrap();
+    let ids = tokenize(&text, &tokenizer, Some(tokens), &mut |_| ()).unwrap();
+    Windows::new(ids, SEQUENCE, "test").unwrap()
+}
+
+fn perplexities(model: &Model, student: &Student, windows: &Windows) -> (f64, Option<f64>) {
+    let text = EvaluationText { windows, name: "test" };
+    let report = evaluate(model, Some(student), Some(model), &text, &mut Silent).unwrap();
+    let silent = report.controls.iter().find(|c| c.name == "silent mixer").map(|c| c.score.perplexity);
+    (report.model.perplexity, silent)
+}
+
+#[test]
+fn every_mixer_beats_the_silent_one() {
+    let model = teacher("stories260K");
+    let train = windows("stories260K", "builtin:tinystories", 2048);
+    let valid = windows("stories260K", "builtin:tinystories-valid", 2048);
+    let mut wrong = vec![];
+    for m in MIXERS {
+        for combine in std::iter::once(None).chain(m.combine.iter().map(Some)) {
+            let window = combine.map(|&combine| Window { size: 16, sinks: 0, combine });
+            let mut student = models::student_of(m.name, &model, window, &[]);
+            let (before, _) = perplexities(&model, &student, &valid);
+            let ids: Vec<u32> = (0..4).flat_map(|i| train.get(i).to_vec()).collect();
+            let layers = calibrate(&model, &mut student, &ids, 4, &mut Silent).unwrap();
+            let (after, silent) = perplexities(&model, &student, &valid);
+            let what = format!("{} beside {combine:?}: {before:.1} -> {after:.1}, silent {silent:.1?}", m.name);
+            println!("{what}");
+            let scaled = student.mixer(0).scale().name().is_some();
+            for l in &layers {
+                let fits = !scaled || (l.size_after - 1.0).abs() < 0.05;
+                if !fits || !l.error_after.is_finite() {
+                    wrong.push(format!("{what}: {l:?}"));
+                }
+            }
+            if silent.is_some_and(|silent| after >= silent) || !after.is_finite() {
+                wrong.push(what);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
