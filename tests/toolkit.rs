@@ -6,8 +6,10 @@ mod common;
 use candle_core::{D, Device, Tensor};
 use common::{compare, random};
 use std::sync::Arc;
+use subquad::ops::head_linear::head_linear;
 use subquad::ops::map::{Map, map};
 use subquad::ops::prefix_sum::prefix_sum;
+use subquad::ops::row_max::row_max;
 use subquad::ops::softmax::softmax;
 use subquad::ops::token_shift::{lerp, token_shift};
 use subquad::ops::{Documents, Tape, Var, broadcast, norm, polynomial, reference, shape};
@@ -161,6 +163,42 @@ fn softmaxes() {
     };
     close(y.value(), &[0.0, 1.0, 0.0, 0.5, 0.5, 0.0]);
     close(&g.narrow(0, 0, 1).unwrap(), &[0.0; 3]);
+}
+
+#[test]
+fn row_maxima() {
+    for shape in [&[2, 7, 3, 5][..], &[1, 300, 2, 64], &[3, 1], &[2, 9000]] {
+        let slow = |x: &[Tensor]| Ok(vec![x[0].max_keepdim(D::Minus1)?]);
+        compare(&format!("{shape:?}"), &[random(1, shape, 3.0)], |x| Ok(vec![row_max(&x[0])?]), slow, TOLERANCE);
+    }
+    let tape = Tape::new();
+    let x = tape.leaf(Tensor::new(&[[1f32, 2.0, 2.0]], &Device::Cpu).unwrap());
+    let up = Tensor::new(&[[3f32]], &Device::Cpu).unwrap();
+    let g = tape.backward(vec![(&row_max(&x).unwrap(), up)]).unwrap().take(&x).unwrap();
+    assert_eq!(g.to_vec2::<f32>().unwrap(), [[0.0, 3.0, 0.0]], "the first of equals");
+}
+
+#[test]
+fn linear_maps_per_head() {
+    for (tokens, kv_heads, group, width, out) in [(5, 2, 1, 3, 4), (130, 2, 3, 8, 5), (1, 1, 2, 4, 16)] {
+        let heads = kv_heads * group;
+        let x = random(1, &[2, tokens, kv_heads, width], 1.0);
+        let w = random(2, &[heads, out, width], 1.0);
+        compare(
+            &format!("{tokens} tokens, {heads} heads of {kv_heads}, {width} to {out}"),
+            &[x, w],
+            |x| Ok(vec![head_linear(&x[0], &x[1])?]),
+            |x| {
+                let by_head = reference::repeat_heads(&x[0], heads)?.transpose(1, 2)?.contiguous()?;
+                let maps = x[1].transpose(1, 2)?.unsqueeze(0)?.contiguous()?;
+                Ok(vec![by_head.broadcast_matmul(&maps)?.transpose(1, 2)?])
+            },
+            TOLERANCE,
+        );
+    }
+    let x = Var::from(random(1, &[1, 2, 2, 3], 1.0));
+    assert!(head_linear(&x, &random(2, &[3, 4, 3], 1.0).into()).is_err());
+    assert!(head_linear(&x, &random(2, &[2, 4, 2], 1.0).into()).is_err());
 }
 
 /// (x - mean) / sqrt(mean square + eps) over the last `dims` dims, flattened for it.

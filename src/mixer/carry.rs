@@ -4,13 +4,17 @@
 //! one continues from it and leaves what the next needs, and a call of one token takes the recurrent form.
 
 use super::State;
+use super::window::after;
 use crate::Result;
 use crate::ops::delta_rule::delta_rule;
 use crate::ops::dplr::dplr;
 use crate::ops::gated_linear_attention::gated_linear_attention;
+use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
+use crate::ops::prefix_sum::prefix_sum;
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::short_convolution::short_convolution;
-use crate::ops::{Documents, Var};
+use crate::ops::sight::{Past, Sight};
+use crate::ops::{Documents, Var, attention};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
@@ -44,6 +48,13 @@ impl<'a> Carry<'a> {
             positions
         };
         (0..self.documents.batch()).map(row).collect()
+    }
+
+    /// A number of every token's position, [B, T, 1, 1].
+    pub fn of_positions(&self, f: impl Fn(usize) -> f64) -> Result<Var> {
+        let data: Vec<f32> = self.positions().into_iter().flatten().map(|t| f(t) as f32).collect();
+        let shape = (self.documents.batch(), self.documents.tokens(), 1, 1);
+        Ok(Tensor::from_vec(data, shape, &Device::Cpu)?.into())
     }
 
     /// What an earlier call left under `name`.
@@ -82,6 +93,62 @@ impl<'a> Carry<'a> {
         };
         self.put(name, &after);
         Ok(o)
+    }
+
+    /// [`linear_attention`] of features `a`, `b` [B, T, H, F] with its sums `names`: numerator and denominator.
+    pub fn linear(&mut self, names: (&'static str, &'static str), a: &Var, b: &Var, v: &Var) -> Result<(Var, Var)> {
+        let before = self.get(names.0).zip(self.get(names.1));
+        let (num, den, s, z) = if self.one_token() {
+            let (batch, _, heads, features) = a.value().dims4()?;
+            let (s, z) = match &before {
+                Some((s, z)) => (s.value().clone(), z.value().clone()),
+                None => {
+                    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+                    (zeros(&[batch, heads, features, v.value().dim(3)?])?, zeros(&[batch, heads, features])?)
+                }
+            };
+            let entering = Entering { b: b.value(), v: v.value(), rows: &vec![0..1; batch] };
+            let (num, den, s, z) = linear_attention_step(a.value(), Some(entering), self.documents, &s, &z)?;
+            (num.into(), den.into(), s.into(), z.into())
+        } else {
+            let past = Past { pinned: 0, recent: 0, seen: self.seen.clone() };
+            let before = before.as_ref().map(|(s, z)| (s, z));
+            let LinearAttention { num, den, state, normaliser } =
+                linear_attention(a, b, v, None, self.documents, &past, before)?;
+            (num, den, state, normaliser)
+        };
+        self.put(names.0, &s);
+        self.put(names.1, &z);
+        Ok((num, den))
+    }
+
+    /// Sums of `x` [B, T, ..] up to each token, the one before it being `name`.
+    pub fn sum(&mut self, name: &'static str, x: &Var) -> Result<Var> {
+        let (y, after) = prefix_sum(x, self.get(name).as_ref(), self.documents)?;
+        self.put(name, &after);
+        Ok(y)
+    }
+
+    /// [`attention::attention`] over what `sight` shows, without sinks, with its past keys and values `names`: numerator
+    /// and denominator.
+    pub fn attention(
+        &mut self,
+        names: (&'static str, &'static str),
+        (q, k, v): (&Var, &Var, &Var),
+        sight: Sight,
+        scale: f32,
+    ) -> Result<(Var, Var)> {
+        let state = self.state.as_deref();
+        let (k, v) = (after(state, names.0, k)?, after(state, names.1, v)?);
+        let recent = k.value().dim(1)? - self.documents.tokens();
+        let past = Past { pinned: 0, recent, seen: self.seen.clone() };
+        let both = attention::attention(q, &k, &v, sight, self.documents, &past, scale)?;
+        if let Some(state) = &mut self.state {
+            let next = past.after(self.documents, sight);
+            state.tensors.insert(names.0, past.carry(k.value(), self.documents, &next)?);
+            state.tensors.insert(names.1, past.carry(v.value(), self.documents, &next)?);
+        }
+        Ok(both)
     }
 
     /// [`delta_rule`] with its state `name`, in `micro` steps a token, side by side: [B, T * micro, ..].

@@ -43,12 +43,16 @@ impl Heads {
     /// q and k after RoPE, computed once.
     pub fn rotated(&self) -> Result<&(Var, Var)> {
         if self.rotated.get().is_none() {
-            let turn = |x: &Var| self.angles.as_ref().map_or_else(|| Ok(x.clone()), |angles| rope(x, angles));
-            let both = (turn(&self.q)?, turn(&self.k)?);
+            let both = (self.turn(&self.q)?, self.turn(&self.k)?);
             // Nobody else can have filled it in between: cells are not shared between threads.
             let _ = self.rotated.set(both);
         }
         Ok(self.rotated.get().expect("just filled"))
+    }
+
+    /// `x` [B, T, any, K] after RoPE at the tokens' positions; as it is in a layer without.
+    pub fn turn(&self, x: &Var) -> Result<Var> {
+        self.angles.as_ref().map_or_else(|| Ok(x.clone()), |angles| rope(x, angles))
     }
 
     /// The layer's normalised input.

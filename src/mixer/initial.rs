@@ -25,6 +25,9 @@ pub enum Initial {
     Kaiming {
         fan_in: usize,
     },
+    /// Rows orthogonal in blocks of as many as there are columns, each of the length of a Gaussian vector (FAVOR+,
+    /// arXiv 2009.14794).
+    OrthogonalGaussian,
 }
 
 /// A generator for the thing called `name` under `seed`; names keep draws independent of order.
@@ -52,7 +55,38 @@ impl Initial {
                 let mut rng = generator(seed, name);
                 (0..n).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound).collect()
             }
+            Initial::OrthogonalGaussian => orthogonal_gaussian(n, shape[shape.len() - 1], &mut generator(seed, name)),
         };
         Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
     }
+}
+
+/// Rows of `width` elements, `n` elements in all.
+fn orthogonal_gaussian(n: usize, width: usize, rng: &mut rand_chacha::ChaCha8Rng) -> Vec<f32> {
+    // Box and Muller's method; 1 - u keeps the logarithm finite.
+    let mut gaussian = || {
+        let (radius, turn) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * turn).cos()
+    };
+    let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
+    let mut rows = Vec::with_capacity(n);
+    let mut block: Vec<Vec<f64>> = vec![];
+    while rows.len() < n {
+        if block.len() == width {
+            block.clear();
+        }
+        let mut row: Vec<f64> = (0..width).map(|_| gaussian()).collect();
+        let length = dot(&row, &row).sqrt();
+        // Twice, since the last rows of a block lose most of their length.
+        for other in block.iter().chain(&block) {
+            let along = dot(&row, other);
+            row.iter_mut().zip(other).for_each(|(x, y)| *x -= along * y);
+        }
+        let left = dot(&row, &row).sqrt();
+        row.iter_mut().for_each(|x| *x /= left);
+        // The length before is as good as a fresh draw: it is independent of the direction.
+        rows.extend(row.iter().map(|x| (x * length) as f32));
+        block.push(row);
+    }
+    rows
 }

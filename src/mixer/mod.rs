@@ -3,19 +3,34 @@
 //! A mixer sees a layer's heads and nothing else: no architecture, no device. Softmax attention is one more mixer, the
 //! one that every layer of a teacher uses.
 
+mod based;
 mod carry;
+mod cosformer;
+mod elu_plus_one;
+mod flowformer;
 mod gated_deltanet;
 mod gla;
 mod heads;
 mod hedgehog;
+mod hedgehog_fla;
 pub mod initial;
+mod inline;
 mod kernel;
+mod mala;
+mod maps;
+mod nalaformer;
 pub mod options;
 mod parts;
+mod performer;
+mod rebased;
 mod recurrent;
 mod scale;
+mod slab;
 mod softmax;
+mod squared_relu;
 mod state;
+mod t2r;
+mod transnormer;
 mod window;
 
 use crate::ops::Var;
@@ -50,7 +65,25 @@ pub struct Registration {
 pub type Build = fn(&Options, Site, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
-pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION, gla::REGISTRATION, gated_deltanet::REGISTRATION];
+pub static MIXERS: &[Registration] = &[
+    hedgehog::REGISTRATION,
+    hedgehog_fla::REGISTRATION,
+    t2r::REGISTRATION,
+    elu_plus_one::REGISTRATION,
+    squared_relu::REGISTRATION,
+    slab::REGISTRATION,
+    performer::REGISTRATION,
+    cosformer::REGISTRATION,
+    based::REGISTRATION,
+    rebased::REGISTRATION,
+    flowformer::REGISTRATION,
+    mala::REGISTRATION,
+    inline::REGISTRATION,
+    nalaformer::REGISTRATION,
+    transnormer::REGISTRATION,
+    gla::REGISTRATION,
+    gated_deltanet::REGISTRATION,
+];
 
 /// Builds the mixer `name` for a layer.
 pub fn build(

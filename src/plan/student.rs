@@ -102,5 +102,6 @@ fn words(initial: Initial) -> String {
         Initial::LastTap => "last tap 1".into(),
         Initial::Identity => "identity".into(),
         Initial::Kaiming { .. } => "Kaiming-uniform".into(),
+        Initial::OrthogonalGaussian => "orthogonal Gaussian".into(),
     }
 }

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod delta;
+mod kernels;
 mod vector_decay;
 
 use candle_core::Tensor;
@@ -11,7 +12,7 @@ use common::difference;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use subquad::checkpoint::load_tensors;
-use subquad::mixer::{self, Bound, Branches, Heads, Site};
+use subquad::mixer::{self, Bound, Branches, Heads, Initial, Site};
 use subquad::ops::linear::linear;
 use subquad::ops::{Tape, Var};
 
@@ -24,8 +25,12 @@ enum Fit {
     Same(&'static str),
     /// One value or row for all heads, where ours has one for each: the fixture's gradient is the sum of ours.
     Shared(&'static str),
+    /// The same elements, which do not train there.
+    Fixed(&'static str),
     /// Ours alone: nothing of the kind in the fixture.
     Constant(f32),
+    /// Ours alone, as it starts.
+    Start,
 }
 
 /// A mixer and where its tensors are in a fixture.
@@ -49,19 +54,23 @@ impl Oracle<'_> {
         let tape = Tape::new();
         let input = tape.leaf(x["x"].clone());
         let project = |name: &str| -> Var {
-            let y = linear(&input, &x[&format!("{name}_proj.weight")].clone().into()).unwrap();
-            y.reshape(&[batch, tokens, heads, width]).unwrap()
+            // Heads that are narrower there have zeros beside them here.
+            let weight = x[&format!("{name}_proj.weight")].reshape((heads, (), model_width)).unwrap();
+            let weight = weight.pad_with_zeros(1, 0, width - weight.dim(1).unwrap()).unwrap();
+            let weight = weight.reshape((heads * width, model_width)).unwrap();
+            linear(&input, &weight.into()).unwrap().reshape(&[batch, tokens, heads, width]).unwrap()
         };
         let layer = Heads::new(project("q"), project("k"), project("v")).unwrap().of_layer(input.clone(), None);
         let fit =
             |name: &str| self.tensors.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{what}: {name}?")).1;
-        let of = |name: &str, shape: &[usize]| match fit(name) {
-            Fit::Same(theirs) => x[theirs].reshape(shape).unwrap(),
+        let of = |name: &str, shape: &[usize], start: Initial| match fit(name) {
+            Fit::Same(theirs) | Fit::Fixed(theirs) => x[theirs].reshape(shape).unwrap(),
             Fit::Shared(theirs) => x[theirs].broadcast_as(shape).unwrap().contiguous().unwrap(),
             Fit::Constant(value) => Tensor::full(value, shape, x["x"].device()).unwrap(),
+            Fit::Start => start.tensor(name, shape, 0).unwrap(),
         };
         let ours: Vec<(&str, Var)> =
-            mixer.tensors().iter().map(|t| (t.name, tape.leaf(of(t.name, &t.shape)))).collect();
+            mixer.tensors().iter().map(|t| (t.name, tape.leaf(of(t.name, &t.shape, t.initial)))).collect();
         let bound = Bound(ours.iter().map(|(name, var)| (name.to_string(), var.clone())).collect());
         let output = mixer.mix(&layer, &bound, None, Branches::Both).unwrap();
         let d = difference(&output.value().reshape(x["output"].dims()).unwrap(), &x["output"]);
@@ -79,7 +88,7 @@ impl Oracle<'_> {
             match fit(name) {
                 Fit::Same(theirs) => same(name, got, theirs),
                 Fit::Shared(theirs) => same(name, got.sum(0).unwrap(), theirs),
-                Fit::Constant(_) => {}
+                Fit::Fixed(_) | Fit::Constant(_) | Fit::Start => {}
             }
         }
     }

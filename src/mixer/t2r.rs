@@ -1,0 +1,95 @@
+//! T2R (arXiv 2103.13076): phi(x) = relu(x W + b), in LoLCATs' form (arXiv 2410.10254; a map per head, a bias per head if
+//! any) or flash-linear-attention's (one map for all heads, no bias).
+//!
+//! o_t = phi(q_t) S_t / (phi(q_t).z_t + eps) on q and k after RoPE, eps = 1e-10 sqrt K as flash-linear-attention's 1e-10
+//! beside a q divided by sqrt K. A query that meets no key gives 0.
+
+use super::kernel::{self, Kernel, Side};
+use super::maps::Maps;
+use super::{Bound, Combine, Initial, NewTensor, OptionKind, OptionSpec, Registration, Scale};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::broadcast::add;
+use crate::ops::map::{Map, map};
+
+pub const REGISTRATION: Registration = Registration {
+    name: "t2r",
+    summary: "learned feature maps with relu",
+    formula: "phi(x) = relu(x W + b);  o_t = phi(q_t) S_t / phi(q_t).z_t",
+    paper: "T2R (arXiv 2103.13076)",
+    options: &[
+        Maps::SHARED,
+        OptionSpec {
+            name: "feature_width",
+            kind: OptionKind::Integer { min: 1, max: 4096 },
+            default: "null",
+            help: "features of a head (default: the head width, as flash-linear-attention)",
+        },
+        OptionSpec {
+            name: "bias",
+            kind: OptionKind::Flag,
+            default: "false",
+            help: "add one learned number per head before the relu (LoLCATs: off)",
+        },
+        OptionSpec {
+            name: "init",
+            kind: OptionKind::Choice(&["kaiming", "identity"]),
+            default: "\"kaiming\"",
+            help: "how maps start: Kaiming-uniform (LoLCATs), or a (rectangular) identity",
+        },
+        Scale::OPTION,
+    ],
+    combine: Combine::ALL,
+    build: |options, site, window| {
+        let initial = match options.word("init") {
+            "identity" => Initial::Identity,
+            _ => Initial::Kaiming { fan_in: site.width },
+        };
+        let columns = options.integer("feature_width", site.width);
+        let kernel = T2r {
+            maps: Maps { site, columns, shared: options.word("maps") == "shared", initial },
+            bias: options.flag("bias"),
+            scale: Scale::added(options.flag("output_scale")),
+        };
+        Ok(kernel::mixer(kernel, site, window))
+    },
+};
+
+struct T2r {
+    maps: Maps,
+    bias: bool,
+    scale: Scale,
+}
+
+impl Kernel for T2r {
+    fn tensors(&self) -> Vec<NewTensor> {
+        let mut all = vec![self.maps.tensor("q_map"), self.maps.tensor("k_map")];
+        if self.bias {
+            let shape = vec![self.maps.site.heads, 1];
+            let bias = |name| NewTensor { name, shape: shape.clone(), initial: Initial::Constant(0.0) };
+            all.extend([bias("q_bias"), bias("k_bias")]);
+        }
+        all
+    }
+
+    fn features(&self) -> usize {
+        self.maps.columns
+    }
+
+    fn eps(&self) -> f32 {
+        1e-10 * (self.maps.site.width as f32).sqrt()
+    }
+
+    fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var> {
+        let (weight, bias) = if side == Side::Query { ("q_map", "q_bias") } else { ("k_map", "k_bias") };
+        let mut y = self.maps.run(x, bound, weight)?;
+        if self.bias {
+            y = add(&y, bound.get(bias)?)?;
+        }
+        map(&y, Map::Relu)
+    }
+}
