@@ -8,8 +8,10 @@ use crate::Result;
 use crate::ops::delta_rule::delta_rule;
 use crate::ops::dplr::dplr;
 use crate::ops::gated_linear_attention::gated_linear_attention;
+use crate::ops::mlstm::{Inputs, Memory, mlstm, mlstm_step};
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::short_convolution::short_convolution;
+use crate::ops::value_gated_linear_attention::value_gated_linear_attention;
 use crate::ops::{Documents, Var};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -82,6 +84,34 @@ impl<'a> Carry<'a> {
         };
         self.put(name, &after);
         Ok(o)
+    }
+
+    /// [`value_gated_linear_attention`] with its state `name`.
+    pub fn value_gated(&mut self, name: &'static str, (q, k, v): (&Var, &Var, &Var), gate: &Var) -> Result<Var> {
+        let before = self.get(name);
+        let (o, after) = value_gated_linear_attention(q, k, v, gate, before.as_ref(), self.documents)?;
+        self.put(name, &after);
+        Ok(o)
+    }
+
+    /// [`mlstm`] with the names of its sums and of their maximum.
+    pub fn mlstm(&mut self, (sums, maximum): (&'static str, &'static str), x: Inputs, eps: f32) -> Result<Var> {
+        let before = match (self.get(sums), self.get(maximum)) {
+            (Some(sums), Some(maximum)) => Memory { sums, maximum },
+            _ => {
+                let (batch, _, states, _) = x.forget.value().dims4()?;
+                Memory::zero(batch, states, x.k.value().dim(3)?, x.v.value().dim(3)?)?
+            }
+        };
+        let (h, after) = if self.one_token() {
+            let (h, after) = mlstm_step(x, &before, eps)?;
+            (h.into(), after)
+        } else {
+            mlstm(x, &before, eps, self.documents)?
+        };
+        self.put(sums, &after.sums);
+        self.put(maximum, &after.maximum);
+        Ok(h)
     }
 
     /// [`delta_rule`] with its state `name`, in `micro` steps a token, side by side: [B, T * micro, ..].

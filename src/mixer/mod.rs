@@ -6,14 +6,20 @@
 mod carry;
 mod gated_deltanet;
 mod gla;
+mod gsa;
 mod heads;
 mod hedgehog;
+mod hgrn2;
 pub mod initial;
 mod kernel;
+mod liger;
+mod lightning;
 pub mod options;
 mod parts;
 mod recurrent;
+mod retention;
 mod scale;
+mod simple_gla;
 mod softmax;
 mod state;
 mod window;
@@ -50,7 +56,19 @@ pub struct Registration {
 pub type Build = fn(&Options, Site, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
-pub static MIXERS: &[Registration] = &[hedgehog::REGISTRATION, gla::REGISTRATION, gated_deltanet::REGISTRATION];
+pub static MIXERS: &[Registration] = &[
+    hedgehog::REGISTRATION,
+    gla::REGISTRATION,
+    gated_deltanet::REGISTRATION,
+    simple_gla::REGISTRATION,
+    retention::REGISTRATION,
+    lightning::REGISTRATION,
+    liger::GLA,
+    liger::HGRN2,
+    liger::GSA,
+    hgrn2::REGISTRATION,
+    gsa::REGISTRATION,
+];
 
 /// Builds the mixer `name` for a layer.
 pub fn build(

@@ -8,9 +8,12 @@ use crate::ops::broadcast::{add, mul};
 use crate::ops::linear::linear;
 use crate::ops::map::{Map, map};
 use crate::ops::norm::rms_norm_over;
+use candle_core::{Device, Tensor};
 
 /// silu(1.2785) = 1: an output gate that begins as the identity.
 const OPEN: f32 = 1.278_464_5;
+/// sigmoid(4) = 0.98: a sigmoid cannot be the identity, but nearly.
+const NEARLY_OPEN: f32 = 4.0;
 /// Taps of a short convolution, as in flash-linear-attention.
 const TAPS: usize = 4;
 
@@ -67,6 +70,13 @@ impl Convolutions {
     }
 }
 
+/// A log decay that never changes, one per head: [B, T, N, 1].
+pub fn constant_gate(heads: &Heads, decays: &[f32]) -> Result<Var> {
+    let (batch, tokens) = heads.size()?;
+    let row = Tensor::from_slice(decays, (1, 1, decays.len(), 1), &Device::Cpu)?;
+    Ok(row.broadcast_as((batch, tokens, decays.len(), 1))?.contiguous()?.into())
+}
+
 /// A gate from the layer's input: W x + b, [B, T, N, n / N]; W starts at zero, so that only the bias counts.
 pub fn gate_tensors(weight: &'static str, bias: &'static str, site: &Site, n: usize, start: f32) -> [NewTensor; 2] {
     [
@@ -80,6 +90,17 @@ pub fn gate(heads: &Heads, bound: &Bound, weight: &str, bias: &str, states: usiz
     let logits = add(&linear(heads.input()?, bound.get(weight)?)?, bound.get(bias)?)?;
     let (b, t, n) = logits.value().dims3()?;
     logits.reshape(&[b, t, states, n / states])
+}
+
+/// An output gate sigmoid(W x + b) per channel, nearly open at the start.
+pub fn sigmoid_gate_tensors(site: &Site) -> [NewTensor; 2] {
+    gate_tensors("output_gate_weight", "output_gate_bias", site, site.heads * site.width, NEARLY_OPEN)
+}
+
+/// `o` [B, T, H, V] times the gate of [`sigmoid_gate_tensors`].
+pub fn sigmoid_gate(o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
+    let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", o.value().dim(2)?)?;
+    mul(o, &map(&gate, Map::Sigmoid)?)
 }
 
 /// The activation of an output gate.

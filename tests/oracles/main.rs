@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod delta;
+mod scalar_decay;
 mod vector_decay;
 
 use candle_core::Tensor;
@@ -11,8 +12,9 @@ use common::difference;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use subquad::checkpoint::load_tensors;
-use subquad::mixer::{self, Bound, Branches, Heads, Site};
+use subquad::mixer::{self, Bound, Branches, Combine, Heads, Site, Window};
 use subquad::ops::linear::linear;
+use subquad::ops::rope::Rotary;
 use subquad::ops::{Tape, Var};
 
 const TOLERANCE: f64 = 3e-5;
@@ -24,9 +26,25 @@ enum Fit {
     Same(&'static str),
     /// One value or row for all heads, where ours has one for each: the fixture's gradient is the sum of ours.
     Shared(&'static str),
+    /// As many rows of the fixture's tensor as ours has, from this one on.
+    Rows(&'static str, usize),
+    /// The fixture's plus a constant.
+    Plus(&'static str, f32),
+    /// ln(x / (1 - x)) of the fixture's x.
+    Logit(&'static str),
     /// Ours alone: nothing of the kind in the fixture.
     Constant(f32),
 }
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// A weight of the fixture, and the row at which each head's projection begins.
+type Place = (&'static str, [usize; 2]);
+
+const HEADS: usize = 2;
+const WIDTH: usize = 8;
+/// Where most layers keep q, k, v.
+const SEPARATE: [Place; 3] = [("q_proj.weight", [0, 8]), ("k_proj.weight", [0, 8]), ("v_proj.weight", [0, 8])];
 
 /// A mixer and where its tensors are in a fixture.
 struct Oracle<'a> {
@@ -39,25 +57,40 @@ struct Oracle<'a> {
 
 impl Oracle<'_> {
     fn check(&self) {
+        self.check_with(None, SEPARATE);
+    }
+
+    /// Beside a window, with q, k, v projected by these weights.
+    fn check_with(&self, window: Option<Window>, places: [Place; 3]) {
         let what = self.fixture;
         let path = format!("{}/tests/fixtures/mixer_{what}.safetensors", env!("CARGO_MANIFEST_DIR"));
-        let x: BTreeMap<String, Tensor> = load_tensors(path.as_ref()).unwrap().0;
-        let (heads, width) = (2, 8);
+        let x: Tensors = load_tensors(path.as_ref()).unwrap().0;
         let (batch, tokens, model_width) = x["x"].dims3().unwrap();
-        let site = Site { heads, kv_heads: heads, width, model_width, layer: self.layer, layers: 2 };
-        let mixer = mixer::build(self.mixer, self.options.as_object().unwrap(), site, None).unwrap();
+        let (heads, kv_heads) = (HEADS, HEADS);
+        let site = Site { heads, kv_heads, width: WIDTH, model_width, layer: self.layer, layers: 4 };
+        let mixer = mixer::build(self.mixer, self.options.as_object().unwrap(), site, window).unwrap();
         let tape = Tape::new();
         let input = tape.leaf(x["x"].clone());
-        let project = |name: &str| -> Var {
-            let y = linear(&input, &x[&format!("{name}_proj.weight")].clone().into()).unwrap();
-            y.reshape(&[batch, tokens, heads, width]).unwrap()
+        let project = |(name, starts): Place| -> Var {
+            let of_head = |start: &usize| x[name].narrow(0, *start, WIDTH).unwrap();
+            let weight = Tensor::cat(&starts.iter().map(of_head).collect::<Vec<_>>(), 0).unwrap();
+            linear(&input, &weight.into()).unwrap().reshape(&[batch, tokens, HEADS, WIDTH]).unwrap()
         };
-        let layer = Heads::new(project("q"), project("k"), project("v")).unwrap().of_layer(input.clone(), None);
+        let [q, k, v] = places.map(project);
+        // Mechanisms without RoPE leave the angles alone.
+        let angles = Rotary::new(WIDTH, 10000.0).angles(0, tokens);
+        let layer = Heads::new(q, k, v).unwrap().of_layer(input.clone(), Some(angles));
         let fit =
             |name: &str| self.tensors.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{what}: {name}?")).1;
         let of = |name: &str, shape: &[usize]| match fit(name) {
             Fit::Same(theirs) => x[theirs].reshape(shape).unwrap(),
             Fit::Shared(theirs) => x[theirs].broadcast_as(shape).unwrap().contiguous().unwrap(),
+            Fit::Rows(theirs, from) => rows(&x[theirs], from, shape),
+            Fit::Plus(theirs, more) => (&x[theirs] + more as f64).unwrap().reshape(shape).unwrap(),
+            Fit::Logit(theirs) => {
+                let p = &x[theirs];
+                (p.log().unwrap() - (1.0 - p).unwrap().log().unwrap()).unwrap().reshape(shape).unwrap()
+            }
             Fit::Constant(value) => Tensor::full(value, shape, x["x"].device()).unwrap(),
         };
         let ours: Vec<(&str, Var)> =
@@ -68,21 +101,33 @@ impl Oracle<'_> {
         assert!(d < TOLERANCE, "{what}: output differs by {d:.1e}");
         let up = x["output_gradient"].reshape(output.value().dims()).unwrap();
         let mut gradients = tape.backward(vec![(&output, up)]).unwrap();
-        let same = |name: &str, got: Tensor, theirs: &str| {
-            let want = &x[&format!("grad.{theirs}")];
-            let d = difference(&got.reshape(want.dims()).unwrap(), want);
+        let gradient = |theirs: &str| x[&format!("grad.{theirs}")].clone();
+        let same = |name: &str, got: Tensor, want: Tensor| {
+            let d = difference(&got.reshape(want.dims()).unwrap(), &want);
             assert!(d < TOLERANCE, "{what}: gradient of {name} differs by {d:.1e}");
         };
-        same("the input", gradients.take(&input).unwrap(), "x");
+        same("the input", gradients.take(&input).unwrap(), gradient("x"));
         for (name, var) in &ours {
             let got = gradients.take(var).unwrap_or_else(|| panic!("{what}: no gradient of {name}"));
             match fit(name) {
-                Fit::Same(theirs) => same(name, got, theirs),
-                Fit::Shared(theirs) => same(name, got.sum(0).unwrap(), theirs),
+                Fit::Same(theirs) | Fit::Plus(theirs, _) => same(name, got, gradient(theirs)),
+                Fit::Shared(theirs) => same(name, got.sum(0).unwrap(), gradient(theirs)),
+                Fit::Rows(theirs, from) => same(name, got.clone(), rows(&gradient(theirs), from, got.dims())),
+                Fit::Logit(theirs) => {
+                    let slope = (&x[theirs] * (1.0 - &x[theirs]).unwrap()).unwrap();
+                    same(name, got, (gradient(theirs) * slope).unwrap());
+                }
                 Fit::Constant(_) => {}
             }
         }
     }
+}
+
+/// Rows of `x` from `from` on that fill `shape`.
+fn rows(x: &Tensor, from: usize, shape: &[usize]) -> Tensor {
+    let elements: usize = shape.iter().product();
+    let row = x.elem_count() / x.dims()[0];
+    x.narrow(0, from, elements / row).unwrap().reshape(shape).unwrap()
 }
 
 /// The parts that mechanisms of flash-linear-attention share, by its names.
