@@ -5,12 +5,14 @@
 
 use super::State;
 use crate::Result;
+use crate::ops::broadcast::mul;
 use crate::ops::delta_rule::delta_rule;
 use crate::ops::dplr::dplr;
 use crate::ops::gated_linear_attention::gated_linear_attention;
 use crate::ops::mlstm::{Inputs, Memory, mlstm, mlstm_step};
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::short_convolution::short_convolution;
+use crate::ops::token_shift::token_shift;
 use crate::ops::value_gated_linear_attention::value_gated_linear_attention;
 use crate::ops::{Documents, Var};
 use candle_core::{DType, Device, Tensor};
@@ -84,6 +86,26 @@ impl<'a> Carry<'a> {
         };
         self.put(name, &after);
         Ok(o)
+    }
+
+    /// `x` [B, T, H, V] with zeros at padding, where biases would leave something.
+    pub fn without_padding(&self, x: &Var) -> Result<Var> {
+        let (batch, tokens) = (self.documents.batch(), self.documents.tokens());
+        let mut inside = vec![1f32; batch * tokens];
+        for row in 0..batch {
+            self.documents.padding(row).for_each(|gap| inside[row * tokens..][gap].fill(0.0));
+        }
+        if inside.iter().all(|x| *x == 1.0) {
+            return Ok(x.clone());
+        }
+        mul(x, &Tensor::from_vec(inside, (batch, tokens, 1, 1), &Device::Cpu)?.into())
+    }
+
+    /// [`token_shift`] of `x` with its last token `name`.
+    pub fn shift(&mut self, name: &'static str, x: &Var) -> Result<Var> {
+        let (shifted, last) = token_shift(x, self.get(name).as_ref(), self.documents)?;
+        self.put(name, &last);
+        Ok(shifted)
     }
 
     /// [`value_gated_linear_attention`] with its state `name`.

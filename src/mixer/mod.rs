@@ -14,10 +14,13 @@ pub mod initial;
 mod kernel;
 mod liger;
 mod lightning;
+mod mamba2;
+mod mlstm;
 pub mod options;
 mod parts;
 mod recurrent;
 mod retention;
+mod rwkv6;
 mod scale;
 mod simple_gla;
 mod softmax;
@@ -68,6 +71,9 @@ pub static MIXERS: &[Registration] = &[
     liger::GSA,
     hgrn2::REGISTRATION,
     gsa::REGISTRATION,
+    mamba2::REGISTRATION,
+    mlstm::REGISTRATION,
+    rwkv6::REGISTRATION,
 ];
 
 /// Builds the mixer `name` for a layer.

@@ -22,6 +22,8 @@ const TAPS: usize = 4;
 pub struct Convolutions {
     site: Site,
     on: bool,
+    /// Biases, zero at the start (Mamba).
+    biased: bool,
 }
 
 impl Convolutions {
@@ -36,18 +38,29 @@ impl Convolutions {
     }
 
     pub fn new(site: Site, on: bool) -> Self {
-        Convolutions { site, on }
+        Convolutions { site, on, biased: false }
+    }
+
+    /// The same with biases.
+    pub fn biased(self) -> Self {
+        Convolutions { biased: true, ..self }
     }
 
     pub fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, kv_heads, width, .. } = self.site;
-        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
-        match self.on {
-            true => {
-                vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)]
-            }
-            false => vec![],
+        if !self.on {
+            return vec![];
         }
+        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
+        let bias = |name, heads: usize| NewTensor { name, shape: vec![heads * width], initial: Initial::Constant(0.0) };
+        let mut all =
+            vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)];
+        if self.biased {
+            all.push(bias("q_convolution_bias", heads));
+            all.push(bias("k_convolution_bias", kv_heads));
+            all.push(bias("v_convolution_bias", kv_heads));
+        }
+        all
     }
 
     /// q, k, v as a mechanism without RoPE takes them.
@@ -58,7 +71,8 @@ impl Convolutions {
         let mut one = |name: &'static str, x: &Var| -> Result<Var> {
             let (b, t, h, k) = x.value().dims4()?;
             let flat = x.reshape(&[b, t, h * k])?;
-            carry.convolution(name, &flat, bound.get(name)?, None, true)?.reshape(&[b, t, h, k])
+            let bias = if self.biased { Some(bound.get(&format!("{name}_bias"))?) } else { None };
+            carry.convolution(name, &flat, bound.get(name)?, bias, true)?.reshape(&[b, t, h, k])
         };
         Ok((one("q_convolution", &heads.q)?, one("k_convolution", &heads.k)?, one("v_convolution", &heads.v)?))
     }

@@ -28,6 +28,12 @@ enum Fit {
     Shared(&'static str),
     /// As many rows of the fixture's tensor as ours has, from this one on.
     Rows(&'static str, usize),
+    /// As many columns.
+    Columns(&'static str, usize),
+    /// The same elements, which the fixture uses in more places than ours: gradients cannot be compared.
+    Given(&'static str),
+    /// The same elements, whose gradient is what is left of terms as large as the gradient of the second tensor.
+    Cancelling(&'static str, &'static str),
     /// The fixture's plus a constant.
     Plus(&'static str, f32),
     /// ln(x / (1 - x)) of the fixture's x.
@@ -62,30 +68,31 @@ impl Oracle<'_> {
 
     /// Beside a window, with q, k, v projected by these weights.
     fn check_with(&self, window: Option<Window>, places: [Place; 3]) {
+        self.check_projected(window, |x, input| places.map(|place| project(x, input, place)));
+    }
+
+    /// With q, k, v [B, T, H, K] that `project` makes of the fixture and the layer's input.
+    fn check_projected(&self, window: Option<Window>, project: impl Fn(&Tensors, &Var) -> [Var; 3]) {
         let what = self.fixture;
         let path = format!("{}/tests/fixtures/mixer_{what}.safetensors", env!("CARGO_MANIFEST_DIR"));
         let x: Tensors = load_tensors(path.as_ref()).unwrap().0;
-        let (batch, tokens, model_width) = x["x"].dims3().unwrap();
+        let (_, tokens, model_width) = x["x"].dims3().unwrap();
         let (heads, kv_heads) = (HEADS, HEADS);
         let site = Site { heads, kv_heads, width: WIDTH, model_width, layer: self.layer, layers: 4 };
         let mixer = mixer::build(self.mixer, self.options.as_object().unwrap(), site, window).unwrap();
         let tape = Tape::new();
         let input = tape.leaf(x["x"].clone());
-        let project = |(name, starts): Place| -> Var {
-            let of_head = |start: &usize| x[name].narrow(0, *start, WIDTH).unwrap();
-            let weight = Tensor::cat(&starts.iter().map(of_head).collect::<Vec<_>>(), 0).unwrap();
-            linear(&input, &weight.into()).unwrap().reshape(&[batch, tokens, HEADS, WIDTH]).unwrap()
-        };
-        let [q, k, v] = places.map(project);
+        let [q, k, v] = project(&x, &input);
         // Mechanisms without RoPE leave the angles alone.
         let angles = Rotary::new(WIDTH, 10000.0).angles(0, tokens);
         let layer = Heads::new(q, k, v).unwrap().of_layer(input.clone(), Some(angles));
         let fit =
             |name: &str| self.tensors.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{what}: {name}?")).1;
         let of = |name: &str, shape: &[usize]| match fit(name) {
-            Fit::Same(theirs) => x[theirs].reshape(shape).unwrap(),
+            Fit::Same(theirs) | Fit::Given(theirs) | Fit::Cancelling(theirs, _) => x[theirs].reshape(shape).unwrap(),
             Fit::Shared(theirs) => x[theirs].broadcast_as(shape).unwrap().contiguous().unwrap(),
             Fit::Rows(theirs, from) => rows(&x[theirs], from, shape),
+            Fit::Columns(theirs, from) => x[theirs].narrow(1, from, shape[1]).unwrap().contiguous().unwrap(),
             Fit::Plus(theirs, more) => (&x[theirs] + more as f64).unwrap().reshape(shape).unwrap(),
             Fit::Logit(theirs) => {
                 let p = &x[theirs];
@@ -113,14 +120,31 @@ impl Oracle<'_> {
                 Fit::Same(theirs) | Fit::Plus(theirs, _) => same(name, got, gradient(theirs)),
                 Fit::Shared(theirs) => same(name, got.sum(0).unwrap(), gradient(theirs)),
                 Fit::Rows(theirs, from) => same(name, got.clone(), rows(&gradient(theirs), from, got.dims())),
+                Fit::Cancelling(theirs, terms) => {
+                    let terms = gradient(terms).flatten_all().unwrap();
+                    let among = |x: &Tensor| Tensor::cat(&[&x.flatten_all().unwrap(), &terms], 0).unwrap();
+                    same(name, among(&got), among(&gradient(theirs)));
+                }
+                Fit::Columns(theirs, from) => {
+                    let columns = got.dims()[1];
+                    same(name, got, gradient(theirs).narrow(1, from, columns).unwrap());
+                }
                 Fit::Logit(theirs) => {
                     let slope = (&x[theirs] * (1.0 - &x[theirs]).unwrap()).unwrap();
                     same(name, got, (gradient(theirs) * slope).unwrap());
                 }
-                Fit::Constant(_) => {}
+                Fit::Given(_) | Fit::Constant(_) => {}
             }
         }
     }
+}
+
+/// The projection of the layer's input by a weight of the fixture.
+fn project(x: &Tensors, input: &Var, (name, starts): Place) -> Var {
+    let (batch, tokens, _) = input.value().dims3().unwrap();
+    let of_head = |start: usize| x[name].narrow(0, start, WIDTH).unwrap();
+    let weight = Tensor::cat(&starts.map(of_head), 0).unwrap();
+    linear(input, &weight.into()).unwrap().reshape(&[batch, tokens, HEADS, WIDTH]).unwrap()
 }
 
 /// Rows of `x` from `from` on that fill `shape`.
