@@ -7,7 +7,9 @@
 use super::carry::Carry;
 use super::maps::Maps;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::polynomial::taylor;
@@ -57,7 +59,8 @@ impl Recurrent for Based {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        let map = |tensor| Knob { tensor, values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], how: How::Multiply };
+        let map =
+            |tensor| Knob { tensor, per: Per::Head, values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], how: How::Multiply };
         // A shared map has no part of each head.
         if self.maps.shared { vec![] } else { vec![map("q_map"), map("k_map")] }
     }

@@ -6,14 +6,18 @@
 use super::State;
 use super::window::after;
 use crate::Result;
+use crate::ops::broadcast::mul;
 use crate::ops::delta_rule::delta_rule;
 use crate::ops::dplr::dplr;
 use crate::ops::gated_linear_attention::gated_linear_attention;
 use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
+use crate::ops::mlstm::{Inputs, Memory, mlstm, mlstm_step};
 use crate::ops::prefix_sum::prefix_sum;
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::short_convolution::short_convolution;
 use crate::ops::sight::{Past, Sight};
+use crate::ops::token_shift::token_shift;
+use crate::ops::value_gated_linear_attention::value_gated_linear_attention;
 use crate::ops::{Documents, Var, attention};
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -149,6 +153,54 @@ impl<'a> Carry<'a> {
             state.tensors.insert(names.1, past.carry(v.value(), self.documents, &next)?);
         }
         Ok(both)
+    }
+
+    /// `x` [B, T, H, V] with zeros at padding, where biases would leave something.
+    pub fn without_padding(&self, x: &Var) -> Result<Var> {
+        let (batch, tokens) = (self.documents.batch(), self.documents.tokens());
+        let mut inside = vec![1f32; batch * tokens];
+        for row in 0..batch {
+            self.documents.padding(row).for_each(|gap| inside[row * tokens..][gap].fill(0.0));
+        }
+        if inside.iter().all(|x| *x == 1.0) {
+            return Ok(x.clone());
+        }
+        mul(x, &Tensor::from_vec(inside, (batch, tokens, 1, 1), &Device::Cpu)?.into())
+    }
+
+    /// [`token_shift`] of `x` with its last token `name`.
+    pub fn shift(&mut self, name: &'static str, x: &Var) -> Result<Var> {
+        let (shifted, last) = token_shift(x, self.get(name).as_ref(), self.documents)?;
+        self.put(name, &last);
+        Ok(shifted)
+    }
+
+    /// [`value_gated_linear_attention`] with its state `name`.
+    pub fn value_gated(&mut self, name: &'static str, (q, k, v): (&Var, &Var, &Var), gate: &Var) -> Result<Var> {
+        let before = self.get(name);
+        let (o, after) = value_gated_linear_attention(q, k, v, gate, before.as_ref(), self.documents)?;
+        self.put(name, &after);
+        Ok(o)
+    }
+
+    /// [`mlstm`] with the names of its sums and of their maximum.
+    pub fn mlstm(&mut self, (sums, maximum): (&'static str, &'static str), x: Inputs, eps: f32) -> Result<Var> {
+        let before = match (self.get(sums), self.get(maximum)) {
+            (Some(sums), Some(maximum)) => Memory { sums, maximum },
+            _ => {
+                let (batch, _, states, _) = x.forget.value().dims4()?;
+                Memory::zero(batch, states, x.k.value().dim(3)?, x.v.value().dim(3)?)?
+            }
+        };
+        let (h, after) = if self.one_token() {
+            let (h, after) = mlstm_step(x, &before, eps)?;
+            (h.into(), after)
+        } else {
+            mlstm(x, &before, eps, self.documents)?
+        };
+        self.put(sums, &after.sums);
+        self.put(maximum, &after.maximum);
+        Ok(h)
     }
 
     /// [`delta_rule`] with its state `name`, in `micro` steps a token, side by side: [B, T * micro, ..].

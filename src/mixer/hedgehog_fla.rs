@@ -6,7 +6,7 @@
 
 use super::kernel::{self, Kernel, Side};
 use super::maps::Maps;
-use super::{Bound, Combine, How, Initial, Knob, NewTensor, Registration, Scale, Site};
+use super::{Bound, Combine, How, Initial, Knob, NewTensor, Per, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, scale};
@@ -54,7 +54,8 @@ impl Kernel for HedgehogFla {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        let map = |tensor| Knob { tensor, values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], how: How::Multiply };
+        let map =
+            |tensor| Knob { tensor, per: Per::Head, values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], how: How::Multiply };
         // A shared map has no part of each head.
         if self.maps.shared { vec![] } else { vec![map("q_map"), map("k_map")] }
     }

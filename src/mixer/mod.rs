@@ -10,21 +10,30 @@ mod elu_plus_one;
 mod flowformer;
 mod gated_deltanet;
 mod gla;
+mod gsa;
 mod heads;
 mod hedgehog;
 mod hedgehog_fla;
+mod hgrn2;
 pub mod initial;
 mod inline;
 mod kernel;
+mod liger;
+mod lightning;
 mod mala;
+mod mamba2;
 mod maps;
+mod mlstm;
 mod nalaformer;
 pub mod options;
 mod parts;
 mod performer;
 mod rebased;
 mod recurrent;
+mod retention;
+mod rwkv6;
 mod scale;
+mod simple_gla;
 mod slab;
 mod softmax;
 mod squared_relu;
@@ -83,6 +92,17 @@ pub static MIXERS: &[Registration] = &[
     transnormer::REGISTRATION,
     gla::REGISTRATION,
     gated_deltanet::REGISTRATION,
+    simple_gla::REGISTRATION,
+    retention::REGISTRATION,
+    lightning::REGISTRATION,
+    liger::GLA,
+    liger::HGRN2,
+    liger::GSA,
+    hgrn2::REGISTRATION,
+    gsa::REGISTRATION,
+    mamba2::REGISTRATION,
+    mlstm::REGISTRATION,
+    rwkv6::REGISTRATION,
 ];
 
 /// Builds the mixer `name` for a layer.

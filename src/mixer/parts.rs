@@ -8,9 +8,12 @@ use crate::ops::broadcast::{add, mul};
 use crate::ops::linear::linear;
 use crate::ops::map::{Map, map};
 use crate::ops::norm::rms_norm_over;
+use candle_core::{Device, Tensor};
 
 /// silu(1.2785) = 1: an output gate that begins as the identity.
 const OPEN: f32 = 1.278_464_5;
+/// sigmoid(4) = 0.98: a sigmoid cannot be the identity, but nearly.
+const NEARLY_OPEN: f32 = 4.0;
 /// Taps of a short convolution, as in flash-linear-attention.
 const TAPS: usize = 4;
 
@@ -19,6 +22,8 @@ const TAPS: usize = 4;
 pub struct Convolutions {
     site: Site,
     on: bool,
+    /// Biases, zero at the start (Mamba).
+    biased: bool,
 }
 
 impl Convolutions {
@@ -33,18 +38,29 @@ impl Convolutions {
     }
 
     pub fn new(site: Site, on: bool) -> Self {
-        Convolutions { site, on }
+        Convolutions { site, on, biased: false }
+    }
+
+    /// The same with biases.
+    pub fn biased(self) -> Self {
+        Convolutions { biased: true, ..self }
     }
 
     pub fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, kv_heads, width, .. } = self.site;
-        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
-        match self.on {
-            true => {
-                vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)]
-            }
-            false => vec![],
+        if !self.on {
+            return vec![];
         }
+        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
+        let bias = |name, heads: usize| NewTensor { name, shape: vec![heads * width], initial: Initial::Constant(0.0) };
+        let mut all =
+            vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)];
+        if self.biased {
+            all.push(bias("q_convolution_bias", heads));
+            all.push(bias("k_convolution_bias", kv_heads));
+            all.push(bias("v_convolution_bias", kv_heads));
+        }
+        all
     }
 
     /// q, k, v as a mechanism without RoPE takes them.
@@ -55,7 +71,8 @@ impl Convolutions {
         let mut one = |name: &'static str, x: &Var| -> Result<Var> {
             let (b, t, h, k) = x.value().dims4()?;
             let flat = x.reshape(&[b, t, h * k])?;
-            carry.convolution(name, &flat, bound.get(name)?, None, true)?.reshape(&[b, t, h, k])
+            let bias = if self.biased { Some(bound.get(&format!("{name}_bias"))?) } else { None };
+            carry.convolution(name, &flat, bound.get(name)?, bias, true)?.reshape(&[b, t, h, k])
         };
         Ok((one("q_convolution", &heads.q)?, one("k_convolution", &heads.k)?, one("v_convolution", &heads.v)?))
     }
@@ -65,6 +82,13 @@ impl Convolutions {
         let Site { heads, kv_heads, width, .. } = self.site;
         if self.on { (TAPS - 1) * (heads + 2 * kv_heads) * width } else { 0 }
     }
+}
+
+/// A log decay that never changes, one per head: [B, T, N, 1].
+pub fn constant_gate(heads: &Heads, decays: &[f32]) -> Result<Var> {
+    let (batch, tokens) = heads.size()?;
+    let row = Tensor::from_slice(decays, (1, 1, decays.len(), 1), &Device::Cpu)?;
+    Ok(row.broadcast_as((batch, tokens, decays.len(), 1))?.contiguous()?.into())
 }
 
 /// A gate from the layer's input: W x + b, [B, T, N, n / N]; W starts at zero, so that only the bias counts.
@@ -80,6 +104,17 @@ pub fn gate(heads: &Heads, bound: &Bound, weight: &str, bias: &str, states: usiz
     let logits = add(&linear(heads.input()?, bound.get(weight)?)?, bound.get(bias)?)?;
     let (b, t, n) = logits.value().dims3()?;
     logits.reshape(&[b, t, states, n / states])
+}
+
+/// An output gate sigmoid(W x + b) per channel, nearly open at the start.
+pub fn sigmoid_gate_tensors(site: &Site) -> [NewTensor; 2] {
+    gate_tensors("output_gate_weight", "output_gate_bias", site, site.heads * site.width, NEARLY_OPEN)
+}
+
+/// `o` [B, T, H, V] times the gate of [`sigmoid_gate_tensors`].
+pub fn sigmoid_gate(o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
+    let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", o.value().dim(2)?)?;
+    mul(o, &map(&gate, Map::Sigmoid)?)
 }
 
 /// The activation of an output gate.

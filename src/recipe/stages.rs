@@ -5,7 +5,7 @@ use super::fields::LONGEST;
 use super::kinds::{Choice, Flag, Integer, List, Number, Text};
 use super::table::Table;
 use super::types::{
-    AttentionTransfer, Batch, Calibrate, Checkpoint, Evaluate, Lora, LoraLoss, LoraShape, Optimizer, Schedule,
+    AttentionTransfer, Batch, Calibrate, Checkpoint, Evaluate, Lora, LoraLoss, LoraShape, Match, Optimizer, Schedule,
     ScheduleKind, StageRecipe, Target, Training, TransferLoss,
 };
 
@@ -42,7 +42,14 @@ fn calibrate(t: &mut Table, sequence: Option<usize>) -> Calibrate {
         let what = format!("`{}.tokens` is {tokens}, less than one training window of {sequence} tokens", t.path());
         t.wrong_at("tokens", what, format!("at least {sequence}"));
     }
-    Calibrate { tokens }
+    let rule = t.optional(
+        "match",
+        Choice(vec![("error", Match::Error), ("size", Match::Size)]),
+        Match::Error,
+        "What the scale of a head is set for. `error`: the least squared error, never worse than silence. `size`: the \
+         size of the teacher's output, as published calibrations have it.",
+    );
+    Calibrate { tokens, rule }
 }
 
 fn attention_transfer(t: &mut Table, sequence: Option<usize>) -> AttentionTransfer {

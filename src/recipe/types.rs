@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 pub use crate::mixer::{Combine, Window};
 pub use crate::model::Target;
+pub use crate::stage::Match;
 pub use crate::train::{Batch, Optimizer, Schedule, ScheduleKind};
 
 /// All that one conversion needs to know.
@@ -112,10 +113,13 @@ pub enum StageRecipe {
 }
 
 /// The mixers' free initial values are set from the teacher's activations; nothing is trained.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Calibrate {
     /// Of the training text that the teacher reads for it.
     pub tokens: u64,
+    /// What the scale of every head is set for.
+    #[serde(rename = "match")]
+    pub rule: Match,
 }
 
 /// Every mixer learns the output of the attention that it replaces, on the teacher's own inputs.

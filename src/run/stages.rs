@@ -10,7 +10,7 @@ use crate::evaluate::{EvaluationText, Report, evaluate};
 use crate::model::{Adapter, Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
-use crate::recipe::{Evaluate, Recipe, StageRecipe, Training};
+use crate::recipe::{Calibrate, Evaluate, Recipe, StageRecipe, Training};
 use crate::stage::{AttentionTransfer, Lora, calibrate};
 use crate::train::{Group, Objective, Trainer, TrainingData};
 use crate::{Error, Result};
@@ -62,7 +62,7 @@ impl<'a> Pipeline<'a> {
         match stage {
             StageRecipe::Calibrate(s) => {
                 self.key = chain(&self.key, stage)?;
-                self.calibrate(name, s.tokens, folder, progress)
+                self.calibrate(name, *s, folder, progress)
             }
             StageRecipe::AttentionTransfer(s) => {
                 let key = chain(&self.key, stage)?;
@@ -106,7 +106,7 @@ impl<'a> Pipeline<'a> {
     fn calibrate(
         &mut self,
         name: &str,
-        tokens: u64,
+        stage: Calibrate,
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<()> {
@@ -117,9 +117,9 @@ impl<'a> Pipeline<'a> {
         }
         let started = std::time::Instant::now();
         let windows = &self.inputs.windows;
-        let batch = (tokens as usize / windows.sequence()).max(1);
+        let batch = (stage.tokens as usize / windows.sequence()).max(1);
         let ids = windows.batch(self.recipe.seed, 0, batch);
-        let layers = calibrate(&self.inputs.teacher, &mut self.student, &ids, batch, progress)?;
+        let layers = calibrate(&self.inputs.teacher, &mut self.student, &ids, batch, stage.rule, progress)?;
         for l in &layers {
             progress.say(&format!(
                 "layer {}: error {:.3} -> {:.3}, size {:.2} -> {:.2} of the teacher's",

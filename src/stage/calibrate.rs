@@ -2,8 +2,8 @@
 //!
 //! A mixer's output depends on its scale s linearly, o(s) = o_0 + s d, with o_0 what a window beside it says. One batch
 //! of the teacher decides, head by head: of the values that a mixer's knobs name (biases of gates, scales of features)
-//! the one whose best s leaves the least error, one knob after the other; then s so that the output is as large as the
-//! teacher's. Nothing here is trained, and no gradient is taken.
+//! the one whose best s leaves the least error, one knob after the other; then s itself, by [`Match`]. Nothing here is
+//! trained, and no gradient is taken.
 
 use crate::mixer::{Bound, Branches, Heads, How, Knob, Mixer, Per};
 use crate::model::{Flow, Model, Student, View};
@@ -25,6 +25,17 @@ pub struct LayerCalibration {
     pub size_after: f64,
 }
 
+/// What the scale of a head is set for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Match {
+    /// The least squared error: never worse than silence, and smaller than the teacher's output by how far off it is.
+    Error,
+    /// The size of the teacher's output, as published calibrations have it: of an output that has little to do with
+    /// the teacher's this makes much noise.
+    Size,
+}
+
 type Tensors = BTreeMap<String, Tensor>;
 
 /// Calibrates the mixers of `student` on `ids` ([batch, T]).
@@ -33,6 +44,7 @@ pub fn calibrate(
     student: &mut Student,
     ids: &[u32],
     batch: usize,
+    rule: Match,
     progress: &mut dyn Progress,
 ) -> Result<Vec<LayerCalibration>> {
     let replaced: Vec<usize> = (0..model.spec.layers).filter(|&l| student.replaced(l)).collect();
@@ -45,7 +57,7 @@ pub fn calibrate(
                 student.mixer_tensors(tap.layer).map(|(short, _, t)| (short.to_string(), t.clone())).collect();
             let mixer = student.mixer(tap.layer);
             let mut layer = Layer { mixer, heads: tap.heads, target: tap.output.value(), tensors: own };
-            let report = layer.calibrate(tap.layer)?;
+            let report = layer.calibrate(tap.layer, rule)?;
             found.extend(layer.tensors.into_iter().map(|(name, t)| (Student::tensor_name(tap.layer, &name), t)));
             layers.push(report);
             progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
@@ -74,10 +86,11 @@ struct Fit {
 }
 
 impl Fit {
-    /// The s of least error, not negative, and that error, per head.
+    /// The s of least error, and that error, per head. A negative s is one too: it is what an output that points the
+    /// wrong way needs.
     fn best(&self, head: usize) -> (f64, f64) {
         let (rr, rd, dd) = (self.rr[head], self.rd[head], self.dd[head]);
-        if dd <= 0.0 || rd <= 0.0 || !dd.is_finite() {
+        if dd <= 0.0 || !dd.is_finite() {
             return (0.0, rr);
         }
         (rd / dd, rr - rd * rd / dd)
@@ -88,12 +101,12 @@ impl Fit {
         let (a, b, c) = (self.dd[head], 2.0 * self.od[head], self.oo[head] - tt);
         let root = (b * b - 4.0 * a * c).sqrt();
         let s = (root - b) / (2.0 * a);
-        if s.is_finite() && s > 0.0 { s } else { self.best(head).0 }
+        if s.is_finite() && s > 0.0 { s } else { self.best(head).0.max(0.0) }
     }
 }
 
 impl Layer<'_> {
-    fn calibrate(&mut self, layer: usize) -> Result<LayerCalibration> {
+    fn calibrate(&mut self, layer: usize, rule: Match) -> Result<LayerCalibration> {
         let squares = head_products(self.target, self.target)?;
         let (error_before, size_before) = self.distance(&squares)?;
         for knob in self.mixer.knobs() {
@@ -101,7 +114,11 @@ impl Layer<'_> {
         }
         if let Some(name) = self.mixer.scale().name() {
             let fit = self.fit()?;
-            let scales: Vec<f32> = (0..squares.len()).map(|h| fit.as_large(h, squares[h]) as f32).collect();
+            let scale = |h: usize| match rule {
+                Match::Error => fit.best(h).0,
+                Match::Size => fit.as_large(h, squares[h]),
+            };
+            let scales: Vec<f32> = (0..squares.len()).map(|h| scale(h) as f32).collect();
             let part = |h: usize, old: f32| old * scales[h];
             self.change(name, scales.len(), &part)?;
         }

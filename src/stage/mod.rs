@@ -5,5 +5,5 @@ mod calibrate;
 mod lora;
 
 pub use attention_transfer::AttentionTransfer;
-pub use calibrate::{LayerCalibration, calibrate};
+pub use calibrate::{LayerCalibration, Match, calibrate};
 pub use lora::Lora;

@@ -1,0 +1,110 @@
+//! Liger's three gated forms (arXiv 2503.01496): gates from the teacher's own keys, no new parameters.
+//!
+//! With k before RoPE and without any convolution, norm or output gate,
+//!
+//! ```text
+//! liger-gla    g = ln sigmoid(k) / 16   S_t = diag(e^g_t) S_{t-1} + softmax(k_t) v_t^T        o_t = softmax(q_t)^T S_t
+//! liger-hgrn2  g = ln sigmoid(k)        S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T         o_t = softmax(q_t)^T S_t
+//! liger-gsa    g = ln sigmoid(k) / 16   slot attention with s = 1 - e^g and as many slots as channels; q, k, v as they come
+//! ```
+//!
+//! softmax over a head's channels, scale 1. Published half and half with a softmax window of 64 keys. The published gate
+//! pools k to as many channels as there are: the identity.
+
+use super::carry::Carry;
+use super::gsa;
+use super::recurrent::{self, Recurrent};
+use super::{Bound, Combine, Heads, Knob, Mixer, NewTensor, Options, Registration, Scale, Site, Window};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::broadcast::scale;
+use crate::ops::map::{Map, map};
+use crate::ops::softmax::softmax;
+
+/// What log gates of GLA and GSA are divided by.
+const NORMALIZER: f32 = 16.0;
+const PAPER: &str = "Liger (arXiv 2503.01496)";
+
+pub const GLA: Registration = Registration {
+    name: "liger-gla",
+    summary: "GLA with gates from the keys, no new projections (Liger)",
+    formula: "S_t = diag(e^g_t) S_{t-1} + softmax(k_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k) / 16",
+    paper: PAPER,
+    options: &[Scale::OPTION],
+    combine: &[Combine::Fixed, Combine::Learned],
+    build: |options, site, window| build(Form::Gla, options, site, window),
+};
+
+pub const HGRN2: Registration = Registration {
+    name: "liger-hgrn2",
+    summary: "HGRN2 with gates from the keys, no new projections (Liger)",
+    formula: "S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k)",
+    paper: PAPER,
+    options: &[Scale::OPTION],
+    combine: &[Combine::Fixed, Combine::Learned],
+    build: |options, site, window| build(Form::Hgrn2, options, site, window),
+};
+
+pub const GSA: Registration = Registration {
+    name: "liger-gsa",
+    summary: "gated slot attention with gates from the keys, no new projections (Liger)",
+    formula: "p_t = softmax(q_t^T Hk_t);  o_t = p_t^T Hv_t;  Hk, Hv gated sums of k s^T, s v^T;  s = 1 - e^g;  g = ln sigmoid(k) / 16",
+    paper: PAPER,
+    options: &[Scale::OPTION],
+    combine: &[Combine::Fixed, Combine::Learned],
+    build: |options, site, window| build(Form::Gsa, options, site, window),
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Gla,
+    Hgrn2,
+    Gsa,
+}
+
+struct Liger {
+    form: Form,
+    site: Site,
+    scale: Scale,
+}
+
+fn build(form: Form, options: &Options, site: Site, window: Option<Window>) -> Result<Box<dyn Mixer>> {
+    let scale = Scale::added(options.flag("output_scale"));
+    Ok(recurrent::mixer(Liger { form, site, scale }, site, window))
+}
+
+impl Recurrent for Liger {
+    fn tensors(&self) -> Vec<NewTensor> {
+        vec![]
+    }
+
+    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
+        let Heads { q, k, v, .. } = heads;
+        let gate = map(k, Map::LogSigmoid)?;
+        let slow = scale(&gate, 1.0 / NORMALIZER, 0.0)?;
+        match self.form {
+            Form::Gla => carry.gated("s", (&softmax(q, None)?, &softmax(k, None)?, v), Some(&slow), None),
+            Form::Hgrn2 => {
+                let k = map(&gate, Map::OneMinusExp)?;
+                carry.gated("s", (&softmax(q, None)?, &k, v), Some(&gate), None)
+            }
+            Form::Gsa => gsa::passes(carry, q, k, v, &slow),
+        }
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        vec![]
+    }
+
+    fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    fn state_size(&self) -> usize {
+        let Site { kv_heads, width, .. } = self.site;
+        match self.form {
+            Form::Gla | Form::Hgrn2 => kv_heads * width * width,
+            Form::Gsa => gsa::state_size(&self.site, width),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The matrix memory of xLSTM (arXiv 2405.04517), as in its 7B model (arXiv 2503.13427) or its first cell.
+//!
+//! lf = ln sigmoid(f), i of any size, one of each per head:
+//!
+//! ```text
+//! C_t = e^lf_t C_{t-1} + e^i_t k_t v_t^T     n_t = e^lf_t n_{t-1} + e^i_t k_t
+//! h_t = (q_t / sqrt K)^T C_t / max(|q_t.n_t| / sqrt K, 1), stabilised
+//! ```
+//!
+//! then LayerNorm per head. `input`: f, i = 15 tanh((W x + b) / 15) and an output gate sigmoid(W_o x). `projections`:
+//! f, i = W (q, k, v) + b, no gate. The papers draw or spread the biases; here forget gates start at 4.5, the middle of the
+//! first cell's 3 to 6, and input gates at 0, which the norm makes indifferent. No RoPE.
+
+use super::carry::Carry;
+use super::parts::{sigmoid_gate, sigmoid_gate_tensors};
+use super::recurrent::{self, Recurrent};
+use super::{
+    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::broadcast::{add, scale};
+use crate::ops::linear::linear;
+use crate::ops::map::{Map, map};
+use crate::ops::mlstm::Inputs;
+use crate::ops::norm::layer_norm;
+use crate::ops::shape::concat_last;
+
+const FORGET_BIAS: f32 = 4.5;
+/// Bound of the gates that are made of the input.
+const CAP: f32 = 15.0;
+/// Of the normaliser.
+const EPS: f32 = 1e-6;
+const NORM: &str = "norm_weight";
+
+pub const REGISTRATION: Registration = Registration {
+    name: "mlstm",
+    summary: "matrix memory with exponential input gates (xLSTM)",
+    formula: "C_t = e^lf_t C_{t-1} + e^i_t k_t v_t^T;  n_t likewise;  o_t = norm(q_t^T C_t / max(|q_t.n_t|, 1)) sigmoid(W_o x_t)",
+    paper: "xLSTM (arXiv 2405.04517), xLSTM 7B (arXiv 2503.13427)",
+    options: &[OptionSpec {
+        name: "gates",
+        kind: OptionKind::Choice(&["input", "projections"]),
+        default: "\"input\"",
+        help: "what gates are made of: the layer's input, softly capped at 15, with an output gate (xLSTM 7B), or q, k \
+               and v side by side (the first xLSTM)",
+    }],
+    combine: &[Combine::Fixed, Combine::Learned],
+    build: |options, site, window| {
+        let mixer = Mlstm { site, of_input: options.word("gates") == "input" };
+        Ok(recurrent::mixer(mixer, site, window))
+    },
+};
+
+struct Mlstm {
+    site: Site,
+    of_input: bool,
+}
+
+impl Mlstm {
+    /// A gate's logits [B, T, H, 1] of `source` [B, T, N].
+    fn gate(&self, source: &Var, bound: &Bound, weight: &str, bias: &str) -> Result<Var> {
+        let logits = add(&linear(source, bound.get(weight)?)?, bound.get(bias)?)?;
+        let logits = match self.of_input {
+            true => scale(&map(&scale(&logits, 1.0 / CAP, 0.0)?, Map::Tanh)?, CAP, 0.0)?,
+            false => logits,
+        };
+        let (b, t, h) = logits.value().dims3()?;
+        logits.reshape(&[b, t, h, 1])
+    }
+
+    /// What gates are made of.
+    fn source(&self, heads: &Heads) -> Result<Var> {
+        if self.of_input {
+            return heads.input().cloned();
+        }
+        let flat = |x: &Var| -> Result<Var> {
+            let (b, t, h, k) = x.value().dims4()?;
+            x.reshape(&[b, t, h * k])
+        };
+        concat_last(&[&flat(&heads.q)?, &flat(&heads.k)?, &flat(&heads.v)?])
+    }
+}
+
+impl Recurrent for Mlstm {
+    fn tensors(&self) -> Vec<NewTensor> {
+        let Site { heads, kv_heads, width, model_width, .. } = self.site;
+        let source = if self.of_input { model_width } else { (heads + 2 * kv_heads) * width };
+        let constant = |name, shape, value| NewTensor { name, shape, initial: Initial::Constant(value) };
+        let mut all = vec![
+            constant("forget_weight", vec![heads, source], 0.0),
+            constant("forget_bias", vec![heads], FORGET_BIAS),
+            constant("input_weight", vec![heads, source], 0.0),
+            constant("input_bias", vec![heads], 0.0),
+            constant(NORM, vec![heads, width], 1.0),
+        ];
+        if self.of_input {
+            all.extend(sigmoid_gate_tensors(&self.site));
+        }
+        all
+    }
+
+    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
+        let source = self.source(heads)?;
+        let forget = map(&self.gate(&source, bound, "forget_weight", "forget_bias")?, Map::LogSigmoid)?;
+        let input = self.gate(&source, bound, "input_weight", "input_bias")?;
+        let q = scale(&heads.q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?;
+        let x = Inputs { q: &q, k: &heads.k, v: &heads.v, forget: &forget, input: &input };
+        let h = carry.mlstm(("sums", "maximum"), x, EPS)?;
+        let norm = |eps| layer_norm(&h, 1, Some(bound.get(NORM)?), None, eps);
+        if self.of_input { sigmoid_gate(&norm(1e-6)?, heads, bound) } else { norm(1e-5) }
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        // Decays of 0.5 to 0.9995 a token (0.9998 without the cap).
+        let values = &[0.0, 1.0, 2.0, 3.0, 4.5, 6.0, 8.5];
+        vec![Knob { tensor: "forget_bias", per: Per::Head, values, how: How::Set }]
+    }
+
+    fn scale(&self) -> Scale {
+        Scale::Own(NORM)
+    }
+
+    fn state_size(&self) -> usize {
+        self.site.heads * (self.site.width * (self.site.width + 1) + 1)
+    }
+}
