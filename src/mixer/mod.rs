@@ -6,6 +6,7 @@
 mod based;
 mod carry;
 mod cosformer;
+mod deltanet;
 mod elu_plus_one;
 mod flowformer;
 mod gated_deltanet;
@@ -103,6 +104,7 @@ pub static MIXERS: &[Registration] = &[
     mamba2::REGISTRATION,
     mlstm::REGISTRATION,
     rwkv6::REGISTRATION,
+    deltanet::REGISTRATION,
 ];
 
 /// Builds the mixer `name` for a layer.

@@ -5,6 +5,7 @@
 mod common;
 mod delta;
 mod kernels;
+mod operators;
 mod scalar_decay;
 mod vector_decay;
 
