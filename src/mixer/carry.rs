@@ -256,6 +256,13 @@ impl<'a> Carry<'a> {
         self.put(name, &tail);
         Ok(y)
     }
+
+    /// [`token_shift`] of `x` [B, T, ..], its last token being `name`.
+    pub fn token_shift(&mut self, name: &'static str, x: &Var) -> Result<Var> {
+        let (shifted, last) = token_shift(x, self.get(name).as_ref(), self.documents)?;
+        self.put(name, &last);
+        Ok(shifted)
+    }
 }
 
 fn token<'a>(q: &'a Var, k: &'a Var, v: &'a Var) -> Token<'a> {

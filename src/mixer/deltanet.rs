@@ -7,7 +7,7 @@
 use super::carry::Carry;
 use super::parts::{Convolutions, Finish, gate, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{Bound, Combine, Heads, How, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::scale;
@@ -76,7 +76,7 @@ impl Recurrent for DeltaNet {
     fn knobs(&self) -> Vec<Knob> {
         // beta of 0.01 to 0.95 (times two where doubled): without a decay, small writes are the only long average.
         let values = &[-4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
-        vec![Knob { tensor: "beta_bias", values, how: How::Set }]
+        vec![Knob { tensor: "beta_bias", per: Per::Head, values, how: How::Set }]
     }
 
     fn scale(&self) -> Scale {

@@ -8,7 +8,9 @@
 use super::carry::Carry;
 use super::parts::{Convolutions, Finish, gate, gate_tensors, low_rank_gate, low_rank_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{mul, scale};
@@ -127,7 +129,7 @@ impl Recurrent for Kda {
             true => &[-1.83, -3.0, -4.0, -5.0, -6.2, -7.5, -10.1],
             false => &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5],
         };
-        let knob = |tensor, values| Knob { tensor, values, how: How::Set };
+        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
         vec![knob("dt_bias", decay), knob("beta_bias", &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0])]
     }
 

@@ -6,6 +6,7 @@
 mod based;
 mod carry;
 mod cosformer;
+mod delta_product;
 mod deltanet;
 mod elu_plus_one;
 mod flowformer;
@@ -18,6 +19,7 @@ mod hedgehog_fla;
 mod hgrn2;
 pub mod initial;
 mod inline;
+mod kda;
 mod kernel;
 mod liger;
 mod lightning;
@@ -33,6 +35,7 @@ mod rebased;
 mod recurrent;
 mod retention;
 mod rwkv6;
+mod rwkv7;
 mod scale;
 mod simple_gla;
 mod slab;
@@ -40,6 +43,7 @@ mod softmax;
 mod squared_relu;
 mod state;
 mod t2r;
+mod titans;
 mod transnormer;
 mod window;
 
@@ -105,6 +109,10 @@ pub static MIXERS: &[Registration] = &[
     mlstm::REGISTRATION,
     rwkv6::REGISTRATION,
     deltanet::REGISTRATION,
+    kda::REGISTRATION,
+    delta_product::REGISTRATION,
+    titans::REGISTRATION,
+    rwkv7::REGISTRATION,
 ];
 
 /// Builds the mixer `name` for a layer.

@@ -46,12 +46,22 @@ impl Convolutions {
         Convolutions { biased: true, ..self }
     }
 
+    /// The weight of one over `channels`.
+    pub fn taps(name: &'static str, channels: usize) -> NewTensor {
+        NewTensor { name, shape: vec![channels, TAPS], initial: Initial::LastTap }
+    }
+
+    /// Numbers that one over `channels` carries for one sequence.
+    pub fn tail(channels: usize) -> usize {
+        (TAPS - 1) * channels
+    }
+
     pub fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, kv_heads, width, .. } = self.site;
         if !self.on {
             return vec![];
         }
-        let taps = |name, heads: usize| NewTensor { name, shape: vec![heads * width, TAPS], initial: Initial::LastTap };
+        let taps = |name, heads: usize| Self::taps(name, heads * width);
         let bias = |name, heads: usize| NewTensor { name, shape: vec![heads * width], initial: Initial::Constant(0.0) };
         let mut all =
             vec![taps("q_convolution", heads), taps("k_convolution", kv_heads), taps("v_convolution", kv_heads)];
@@ -80,7 +90,7 @@ impl Convolutions {
     /// Numbers that they carry for one sequence.
     pub fn state_size(&self) -> usize {
         let Site { heads, kv_heads, width, .. } = self.site;
-        if self.on { (TAPS - 1) * (heads + 2 * kv_heads) * width } else { 0 }
+        if self.on { Self::tail((heads + 2 * kv_heads) * width) } else { 0 }
     }
 }
 
@@ -117,13 +127,36 @@ pub fn sigmoid_gate(o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
     mul(o, &map(&gate, Map::Sigmoid)?)
 }
 
+/// A gate of low rank from the layer's input: W2 W1 x + b, `names` those of W1, W2, b; W2 starts at zero, so that only
+/// the bias counts.
+pub fn low_rank_tensors(names: [&'static str; 3], site: &Site, rank: usize, n: usize, start: f32) -> [NewTensor; 3] {
+    let down = Initial::Kaiming { fan_in: site.model_width };
+    [
+        NewTensor { name: names[0], shape: vec![rank, site.model_width], initial: down },
+        NewTensor { name: names[1], shape: vec![n, rank], initial: Initial::Constant(0.0) },
+        NewTensor { name: names[2], shape: vec![n], initial: Initial::Constant(start) },
+    ]
+}
+
+/// The gate of [`low_rank_tensors`] of `x` [B, T, D] in `states` heads, [B, T, N, n / N].
+pub fn low_rank_gate(x: &Var, bound: &Bound, names: [&str; 3], states: usize) -> Result<Var> {
+    let low = linear(x, bound.get(names[0])?)?;
+    let logits = add(&linear(&low, bound.get(names[1])?)?, bound.get(names[2])?)?;
+    let (b, t, n) = logits.value().dims3()?;
+    logits.reshape(&[b, t, states, n / states])
+}
+
 /// The activation of an output gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputGate {
     None,
     /// x sigmoid(x)
     Swish,
+    /// sigmoid(x), from a projection of this rank.
+    LowRankSigmoid(usize),
 }
+
+const LOW_RANK: [&str; 3] = ["output_gate_down", "output_gate_up", "output_gate_bias"];
 
 /// What follows a core operator: RMSNorm per head with a weight for every head and channel, times an output gate from
 /// the layer's input. (The published weight is shared by the heads. One per head folds into the o projection just as
@@ -150,11 +183,21 @@ impl Finish {
         Finish { site, gate: if gated { OutputGate::Swish } else { OutputGate::None }, eps }
     }
 
+    /// With a gate sigmoid(W2 W1 x + b) that starts at 1/2, where it is steepest, under a norm weight of 2.
+    pub fn low_rank(site: Site, rank: usize, eps: f64) -> Self {
+        Finish { site, gate: OutputGate::LowRankSigmoid(rank), eps }
+    }
+
     pub fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, width, .. } = self.site;
-        let mut all = vec![NewTensor { name: Self::SCALE, shape: vec![heads, width], initial: Initial::Constant(1.0) }];
-        if self.gate != OutputGate::None {
-            all.extend(gate_tensors("output_gate_weight", "output_gate_bias", &self.site, heads * width, OPEN));
+        let weight = if matches!(self.gate, OutputGate::LowRankSigmoid(_)) { 2.0 } else { 1.0 };
+        let initial = Initial::Constant(weight);
+        let mut all = vec![NewTensor { name: Self::SCALE, shape: vec![heads, width], initial }];
+        let (site, n) = (&self.site, heads * width);
+        match self.gate {
+            OutputGate::None => {}
+            OutputGate::Swish => all.extend(gate_tensors("output_gate_weight", "output_gate_bias", site, n, OPEN)),
+            OutputGate::LowRankSigmoid(rank) => all.extend(low_rank_tensors(LOW_RANK, site, rank, n, 0.0)),
         }
         all
     }
@@ -166,6 +209,10 @@ impl Finish {
             OutputGate::Swish => {
                 let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", self.site.heads)?;
                 mul(&o, &map(&gate, Map::Silu)?)
+            }
+            OutputGate::LowRankSigmoid(_) => {
+                let gate = low_rank_gate(heads.input()?, bound, LOW_RANK, self.site.heads)?;
+                mul(&o, &map(&gate, Map::Sigmoid)?)
             }
         }
     }

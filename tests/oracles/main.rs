@@ -125,6 +125,8 @@ impl Oracle<'_> {
             match fit(name) {
                 Fit::Same(theirs) | Fit::Plus(theirs, _) => same(name, got, gradient(theirs)),
                 Fit::Shared(theirs) => same(name, got.sum(0).unwrap(), gradient(theirs)),
+                // The fixtures do not have the gradients of k and v projections, of which a mixer may add some rows.
+                Fit::Rows(theirs, _) if !x.contains_key(&format!("grad.{theirs}")) => {}
                 Fit::Rows(theirs, from) => same(name, got.clone(), rows(&gradient(theirs), from, got.dims())),
                 Fit::Cancelling(theirs, terms) => {
                     let terms = gradient(terms).flatten_all().unwrap();

@@ -69,6 +69,7 @@ delta_product      fla GatedDeltaProduct                    n_h = 2; rows of k_p
 rwkv7_first        fla RWKV7Attention, layer 0 of 4         low ranks 4; kk = x / max(norm, 1e-12), not l2norm; scale 1;
                                                             GroupNorm with bias, eps K * 1e-5; then the bonus, then the
                                                             gate
+rwkv7_unshifted    the same, x_r = x_k = x_v = 0            r, k, v of x itself; w, a, g shifted
 rwkv7              the same, layer 1 of 4                   with `v_first` [1, T, D]
 performer          formula                                  omega [m, K]; stabiliser of a query: the maximum of its row,
                                                             differentiated; of keys: 0, so causal; + 1e-6

@@ -342,6 +342,13 @@ def rwkv7_first(n):
     return fla_layer("rwkv7", "RWKV7Attention", n, head_dim=W, layer_idx=0, num_hidden_layers=4, **options)
 
 
+def rwkv7_unshifted(n):
+    made = rwkv7_first(n)
+    for shift in "rkv":
+        getattr(made[0], f"x_{shift}").data.zero_()
+    return made
+
+
 def based_layer(module, class_name):
     bare = lambda layer, x: layer(x)
     options = {"feature_dim": 4, "num_heads": H, "num_key_value_heads": H}
@@ -377,5 +384,6 @@ CASES = {
     "kda_safe_gate": lambda n: fla_layer("kda", "KimiDeltaAttention", n, safe_gate=True, lower_bound=-5.0, **DELTA),
     "delta_product": lambda n: fla_layer("gated_deltaproduct", "GatedDeltaProduct", n, **DELTA),
     "rwkv7_first": rwkv7_first,
+    "rwkv7_unshifted": rwkv7_unshifted,
     "rwkv7": with_first_value,
 }
