@@ -37,10 +37,6 @@ impl<'a> Carry<'a> {
         Carry { state, documents, seen }
     }
 
-    pub fn documents(&self) -> &Arc<Documents> {
-        self.documents
-    }
-
     /// Position of every token in its document, [B][T]; 0 for padding.
     pub fn positions(&self) -> Vec<Vec<usize>> {
         let row = |b: usize| {

@@ -10,6 +10,7 @@ pub static EMBEDDED: &[(&str, &str)] = &[
     ("smoke", include_str!("../../recipes/smoke.toml")),
     ("quickstart", include_str!("../../recipes/quickstart.toml")),
     ("lolcats", include_str!("../../recipes/lolcats.toml")),
+    ("gated-deltanet", include_str!("../../recipes/gated-deltanet.toml")),
 ];
 
 /// Larger files are no recipes.

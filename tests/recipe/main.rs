@@ -198,7 +198,7 @@ fn a_path_wins_over_an_embedded_name_and_a_missing_one_names_both() {
     };
     let (what, hint) = refused("quickstrat");
     assert_eq!(what, "quickstrat: there is no such file, and no embedded recipe of that name");
-    assert_eq!(hint, "did you mean `quickstart`? embedded: `smoke`, `quickstart`, `lolcats`");
+    assert!(hint.starts_with("did you mean `quickstart`? embedded: `smoke`, `quickstart`, `lolcats`"), "{hint}");
     assert!(refused(&path("mien.toml")).1.starts_with(&format!("did you mean `{}`?", path("mine.toml"))));
     assert!(refused(&path("")).0.ends_with("this is a folder, not a recipe"));
     std::fs::write(path("binary"), [0xff, 0xfe, 0]).unwrap();

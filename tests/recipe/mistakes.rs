@@ -78,19 +78,21 @@ fn unknown_and_missing_keys_are_mistakes() {
             "kind = \"lora\"",
             "kind = \"loar\"",
             &[
-                "15:8+6 `stage.1.kind` is unknown: `loar` | did you mean `lora`? there is: `attention-transfer`, `lora`, `merge`, `evaluate`",
+                "15:8+6 `stage.1.kind` is unknown: `loar` | did you mean `lora`? there is: `calibrate`, `attention-transfer`, `lora`, `merge`, `evaluate`",
             ],
         ),
         (
             "kind = \"lora\"\n",
             "",
-            &["14:1+9 `stage.1.kind` is missing | one of: `attention-transfer`, `lora`, `merge`, `evaluate`"],
+            &[
+                "14:1+9 `stage.1.kind` is missing | one of: `calibrate`, `attention-transfer`, `lora`, `merge`, `evaluate`",
+            ],
         ),
         (
             "kind = \"merge\"",
             "kind = \"merge\"\ntokens = 3",
             &[
-                r#"19:1+6 unknown key `stage.2.tokens` | `tokens` belongs to `stage` with `kind = "attention-transfer"` or `stage` with `kind = "lora"` or `stage` with `kind = "evaluate"`; known here: `kind`"#,
+                r#"19:1+6 unknown key `stage.2.tokens` | `tokens` belongs to `stage` with `kind = "calibrate"` or `stage` with `kind = "attention-transfer"` or `stage` with `kind = "lora"` or `stage` with `kind = "evaluate"`; known here: `kind`"#,
             ],
         ),
         (
