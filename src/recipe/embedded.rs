@@ -11,6 +11,7 @@ pub static EMBEDDED: &[(&str, &str)] = &[
     ("quickstart", include_str!("../../recipes/quickstart.toml")),
     ("lolcats", include_str!("../../recipes/lolcats.toml")),
     ("gated-deltanet", include_str!("../../recipes/gated-deltanet.toml")),
+    ("liger-gla", include_str!("../../recipes/liger-gla.toml")),
 ];
 
 /// Larger files are no recipes.

@@ -187,6 +187,8 @@ static FILTERS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"(?m)^ +perplexity +ratio +KL +top1$", "perplexity ratio KL top1"),
         (r"(?m)^(student|teacher|model|window only|linear only|bare window) +\d+\.\d+ +\S+ +\S+ +\S+$", "$1 [SCORES]"),
         (r"\b(loss|perplexity|teacher) \d+\.\d+", "$1 [N]"),
+        // What a stopped stage of 40K tokens had left depends on when it was stopped.
+        (r"transfer: 39\.\dK tokens in", "transfer: [REST] tokens in"),
         (r"differ by at most [\d.e-]+", "differ by at most [N]"),
         (r"files, [\d.]+ MB", "files, [N] MB"),
         (r"\b\d+ bytes are needed, \d+ are free", "[N] bytes are needed, [N] are free"),
