@@ -17,9 +17,13 @@ pub struct Window {
     /// Keys that it sees, the query's own included.
     pub size: usize,
     /// First tokens of the text that every query sees besides.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "none")]
     pub sinks: usize,
     pub combine: Combine,
+}
+
+fn none(n: &usize) -> bool {
+    *n == 0
 }
 
 /// How window and linear branch become one output.
