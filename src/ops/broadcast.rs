@@ -1,8 +1,8 @@
 //! x w, x + w and x w + b with a small operand spread over a large one, and the sums that take gradients back.
 //!
-//! A small operand has the trailing dims of x, size 1 where it is spread: [H, K], [H, 1], [K] and [1] fit x
+//! A small operand has the trailing dims of x, size 1 where it is spread: [H, K], [H, 1], `[K]` and `[1]` fit x
 //! [B, T, H, K], and so do [B, T, H, 1] and the whole shape. Its sizes that are not 1 must be neighbours in x, so that x
-//! is [outer, middle, inner] and the operand [middle].
+//! is [outer, middle, inner] and the operand `[middle]`.
 
 use super::cpu::simd::{axpy, dot, simd, sum};
 use super::cpu::{Output, Slice};

@@ -130,7 +130,7 @@ pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
 }
 
 /// RMSNorm over the last `dims` dims, times `weight` spread as in [`super::broadcast`]: over `x` [B, T, H, V] each head by
-/// itself (1) or the full width (2), with a weight [V], [H, V] or none.
+/// itself (1) or the full width (2), with a weight `[V]`, [H, V] or none.
 pub fn rms_norm_over(x: &Var, dims: usize, weight: Option<&Var>, eps: f64) -> Result<Var> {
     let width = width(x, dims)?;
     let y = Norm { width, centred: false, divisor: width as f32, eps: eps as f32 }.apply(x, None)?;

@@ -146,7 +146,7 @@ pub fn attention(
 }
 
 /// y_t = f(bias + sum_j weight_j x_{t-(W-1)+j}) over a document's own inputs, the first one's preceded by `before`.
-/// x [B, T, N], weight [N, W], bias [N], before [B, W-1, N]; returns y [B, T, N] and the last W - 1 inputs.
+/// x [B, T, N], weight [N, W], bias `[N]`, before [B, W-1, N]; returns y [B, T, N] and the last W - 1 inputs.
 pub fn short_convolution(
     [x, weight, before]: [&Tensor; 3],
     bias: Option<&Tensor>,

@@ -163,7 +163,7 @@ fn multiply_add(to: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// `x` [B, T, N], `weight` [N, W], `bias` [N], `before` [B, W-1, N] the last inputs before the call (None: zeros) ->
+/// `x` [B, T, N], `weight` [N, W], `bias` `[N]`, `before` [B, W-1, N] the last inputs before the call (None: zeros) ->
 /// y [B, T, N] and the tail [B, W-1, N]: the last inputs of each row's last document, zeros where it has fewer.
 pub fn short_convolution(
     x: &Var,

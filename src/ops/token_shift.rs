@@ -145,7 +145,7 @@ fn backward(
     Ok((dx.tensor()?, d_before.tensor()?))
 }
 
-/// x + (shifted - x) mu, with `mu` spread over x as in [`super::broadcast`]: a weight [D], or one number per element.
+/// x + (shifted - x) mu, with `mu` spread over x as in [`super::broadcast`]: a weight `[D]`, or one number per element.
 pub fn lerp(x: &Var, shifted: &Var, mu: &Var) -> Result<Var> {
     add(x, &mul(&add_scaled(shifted, -1.0, x)?, mu)?)
 }

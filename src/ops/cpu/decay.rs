@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All exponents are <= 0 where they count. With a gate per channel A is not a product of x e^G and y e^-G, since e^-G
-//! overflows: the chunk is halved until a block's gates span at most [`SPAN`], such a block is one product around its
+//! overflows: the chunk is halved until a block's gates span at most `SPAN`, such a block is one product around its
 //! middle, and what lies below the diagonal between two halves is one product around the border, where both exponents
 //! are <= 0 whatever the gates. (The two-level scheme of GLA, arXiv 2312.06635, with levels only where gates need them.)
 
@@ -443,7 +443,7 @@ fn mask(read: Read, mut block: MatMut) {
     }
 }
 
-/// From the gradients of G to those of g, backward over chunks: g_t reaches every G_s with s >= t. `running` [width]
+/// From the gradients of G to those of g, backward over chunks: g_t reaches every G_s with s >= t. `running` `[width]`
 /// carries the sum over later tokens; `exclusive` (empty: none) holds the terms of tokens that stood before their own
 /// decay, which reach only earlier gates.
 pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], mut out: MatMut) {

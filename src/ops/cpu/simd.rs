@@ -22,7 +22,7 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised as simd;
 
-/// What [`simd!`] expands to.
+/// What `simd!` expands to.
 #[inline(always)]
 pub fn run<R>(f: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Inlined(f))
