@@ -14,31 +14,26 @@
 //! (the WY form of arXiv 2406.06484 and 2412.06464, applied to one right-hand side instead of two, since the chunks of
 //! a head follow each other here). Keys must have unit length, or beta |k|^2 <= 2, for the state to stay bounded.
 
-use super::cpu::decay::{Decay, Read, add_rows, gate_gradient, state_terms, write};
-use super::cpu::simd::{dot, simd};
+use super::Documents;
+use super::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
+use super::cpu::matrix::{Mat, MatMut, Triangle};
+use super::cpu::simd::{axpy, dot, simd};
 use super::cpu::triangular::{solve, solve_transposed};
-use super::cpu::{Heads, Output, Sharing, Slice, matrix::Mat, matrix::MatMut, zeroed};
-use super::documents::Documents;
-use super::tape::{Var, record};
+use super::cpu::{Heads, Output, Slice, zeroed};
+use super::operator::{Operator, apply};
+use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last};
+use super::tape::Var;
 use crate::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Tokens of a chunk.
-pub const CHUNK: usize = 64;
+/// One call. Its inputs are q, k, v, beta, state, and the gate if there is one.
+struct DeltaRule(Sizes);
 
-/// Sizes of one call. Its inputs are q, k, v, beta, state, and the gate if there is one.
-struct Call {
-    sharing: Sharing,
-    tokens: usize,
-    key_width: usize,
-    value_width: usize,
-    gate_width: usize,
-    documents: Arc<Documents>,
-}
-
+const BETA: usize = 3;
+const STATE: usize = 4;
 const GATE: usize = 5;
 
 /// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], `beta` [B, T, N, 1], log gates `gate` [B, T, N, 1 or K] (<= 0),
@@ -52,50 +47,16 @@ pub fn delta_rule(
     before: Option<&Var>,
     documents: &Arc<Documents>,
 ) -> Result<(Var, Var)> {
-    let (batch, tokens, heads, key_width) = q.value().dims4()?;
-    let (_, _, kv_heads, value_width) = v.value().dims4()?;
-    let states = beta.value().dim(2)?;
-    let state = match before {
-        Some(state) => state.clone(),
-        None => Var::constant(Output::zeros(&[batch, states, key_width, value_width]).tensor()?),
-    };
+    let sizes = Sizes::of(q, v, beta.value().dim(2)?, gate, documents)?;
+    let state = sizes.state_before(before)?;
+    let mut others = vec![(beta, 1)];
+    others.extend(gate.map(|g| (g, sizes.narrow_or_key_gate())));
+    sizes.check("delta rule", k, &state, &others)?;
     let mut inputs = vec![q, k, v, beta, &state];
     inputs.extend(gate);
-    let call = Call {
-        sharing: Sharing { batch, heads, states, kv_heads },
-        tokens,
-        key_width,
-        value_width,
-        gate_width: gate.map_or(Ok(0), |g| g.value().dim(3))?,
-        documents: documents.clone(),
-    };
-    let values: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
-    check(&call, &values)?;
-    let outputs = forward(&call, &values)?;
-    let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
-    let mut vars = record(&inputs, outputs, move |g| backward(&call, &values, &wanted, g))?;
+    let mut vars = apply(DeltaRule(sizes), &inputs)?;
     let state = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), state))
-}
-
-fn check(call: &Call, x: &[Tensor]) -> Result<()> {
-    let &Call { sharing, tokens, key_width, value_width, gate_width, .. } = call;
-    let Sharing { batch, states, kv_heads, .. } = sharing;
-    let fits = x[1].dims() == [batch, tokens, kv_heads, key_width]
-        && x[2].dims() == [batch, tokens, kv_heads, value_width]
-        && x[3].dims() == [batch, tokens, states, 1]
-        && x[4].dims() == [batch, states, key_width, value_width]
-        && x.get(GATE).is_none_or(|g| g.dims() == [batch, tokens, states, gate_width])
-        && [0, 1, key_width].contains(&gate_width)
-        && sharing.fits()
-        && (call.documents.batch(), call.documents.tokens()) == (batch, tokens);
-    match fits {
-        true => Ok(()),
-        false => {
-            let shapes: Vec<_> = x.iter().map(Tensor::dims).collect();
-            Err(candle_core::Error::Msg(format!("delta rule of {shapes:?}, {:?}", call.documents)).into())
-        }
-    }
 }
 
 /// Buffers that a thread keeps between heads.
@@ -108,10 +69,6 @@ struct Scratch {
     beta: Vec<f32>,
     u: Vec<f32>,
     y: Vec<f32>,
-    /// Of every chunk of the head at hand: the state before it, u of its tokens, M.
-    states: Vec<f32>,
-    corrections: Vec<f32>,
-    products: Vec<f32>,
     dq: Vec<f32>,
     dk_read: Vec<f32>,
     dk_write: Vec<f32>,
@@ -143,7 +100,7 @@ impl<'a> Views<'a> {
             k: Heads::of(&x[1])?,
             v: Heads::of(&x[2])?,
             beta: Heads::of(&x[3])?,
-            state: Slice::of(&x[4])?,
+            state: Slice::of(&x[STATE])?,
             gate: x.get(GATE).map(Heads::of).transpose()?,
         })
     }
@@ -174,177 +131,176 @@ impl Scratch {
         let read = self.decay.from_start(Read::Decayed, k, &mut self.x);
         MatMut::new(&mut self.u, len, v.cols).product(-1.0, read, Mat::new(s, k.cols, v.cols), 1.0);
         solve(Mat::new(&self.a, len, len), &mut self.u, v.cols);
-        self.weigh_corrections(v.cols);
+        let u = std::mem::take(&mut self.u);
+        self.weigh_corrections(&u, v.cols);
+        self.u = u;
         self.decay.decay_state(s, v.cols);
         write(s, self.decay.to_end(k, &mut self.x), Mat::new(&self.y, len, v.cols));
     }
 
     /// y = beta u.
-    fn weigh_corrections(&mut self, width: usize) {
-        self.y.resize(self.u.len(), 0.0);
+    fn weigh_corrections(&mut self, u: &[f32], width: usize) {
+        self.y.resize(u.len(), 0.0);
         simd!(|| {
-            let rows = self.y.chunks_exact_mut(width).zip(self.u.chunks_exact(width)).zip(&self.beta);
+            let rows = self.y.chunks_exact_mut(width).zip(u.chunks_exact(width)).zip(&self.beta);
             rows.for_each(|((y, u), beta)| y.iter_mut().zip(u).for_each(|(y, u)| *y = beta * u));
         });
     }
 }
 
-fn forward(call: &Call, x: &[Tensor]) -> Result<Vec<Tensor>> {
-    let &Call { sharing, tokens, key_width, value_width, ref documents, .. } = call;
-    let views = Views::of(x)?;
-    let (size, heads) = (key_width * value_width, sharing.heads);
-    let mut out = Output::padded(&[sharing.batch, tokens, heads, value_width], documents);
-    let mut state = Output::unwritten(x[4].dims());
-    let (out_at, state_at) = (out.pointer(), state.pointer());
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        let mut before = vec![0.0; size];
-        for n in sharing.states_of(g) {
-            let at = (b * sharing.states + n) * size;
-            // SAFETY: state n of batch row b belongs to this task.
-            let s = unsafe { state_at.slice(at, size) };
-            s.copy_from_slice(&views.state[at..at + size]);
-            for chunk in documents.chunks(b, CHUNK) {
-                if chunk.fresh {
-                    s.fill(0.0);
-                }
-                before.copy_from_slice(s);
-                let rows = views.enter((b, g, n), &chunk.tokens, scratch);
-                scratch.correct(&rows, s);
-                for h in sharing.queries_of(n) {
-                    let q = views.q.head(b, h, chunk.tokens.clone());
-                    scratch.decay.product(Read::After, q, rows.k, &mut scratch.a);
-                    // SAFETY: rows of head h of batch row b belong to this task.
-                    let mut o = unsafe {
-                        let start = ((b * tokens + chunk.tokens.start) * heads + h) * value_width;
-                        out_at.rows(start, rows.len, value_width, heads * value_width)
-                    };
-                    let (a, y) = (Mat::new(&scratch.a, rows.len, rows.len), &scratch.y);
-                    o.product(1.0, a, Mat::new(y, rows.len, value_width), 0.0);
-                    let q = scratch.decay.from_start(Read::After, q, &mut scratch.x);
-                    o.product(1.0, q, Mat::new(&before, key_width, value_width), 1.0);
-                }
-            }
-        }
-    });
-    Ok(vec![out.tensor()?, state.tensor()?])
+/// What the forward pass keeps.
+struct Kept {
+    /// The state before every chunk, and after the last.
+    states: PerState,
+    after: Tensor,
+    /// u of every token, and M of every chunk.
+    corrections: PerState,
+    products: PerState,
 }
 
-/// With R the gradient of the state after a chunk: dy = A^T do + (k e^(G_C - G)) R, w = (I + diag(beta) M)^-T dy,
-/// e = beta w; dv = e, dbeta = w.u, dM = -e y^T, and k has one gradient as what is read and one as what is written:
-/// dG = q dq + k dk_read - k dk_write. R = e^(G_C) R + (q e^G)^T do - (k e^G)^T e.
-fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let &Call { sharing, tokens, key_width: kw, value_width: vw, gate_width, ref documents } = call;
-    let (size, heads) = (kw * vw, sharing.heads);
-    let views = Views::of(x)?;
-    let mut g = g.into_iter();
-    let mut next = |dims: &[usize]| g.next().flatten().map_or_else(|| Output::zeros(dims).tensor(), Ok);
-    let d_out = next(&[sharing.batch, tokens, heads, vw])?;
-    let d_state = next(x[4].dims())?;
-    let (d_out, d_state) = (Heads::of(&d_out)?, Slice::of(&d_state)?);
-    let mut grads: Vec<Output> = x.iter().map(|x| Output::zeros(x.dims())).collect();
-    let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        // SAFETY of every `rows` and `slice` below: heads and states of (b, g) belong to this task.
-        let head_rows = |input: usize, heads: usize, head: usize, rows: &Range<usize>, width: usize| unsafe {
-            at[input].rows(((b * tokens + rows.start) * heads + head) * width, rows.len(), width, heads * width)
-        };
-        let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-        for n in sharing.states_of(g) {
-            let state_at = (b * sharing.states + n) * size;
-            let mut s = views.state[state_at..][..size].to_vec();
-            scratch.states.clear();
-            scratch.corrections.clear();
-            scratch.products.clear();
-            for chunk in &chunks {
-                if chunk.fresh {
-                    s.fill(0.0);
-                }
-                scratch.states.extend_from_slice(&s);
-                let rows = views.enter((b, g, n), &chunk.tokens, scratch);
-                scratch.correct(&rows, &mut s);
-                scratch.corrections.extend_from_slice(&scratch.u);
-                scratch.products.extend_from_slice(&scratch.m);
-            }
-            let mut r = d_state[state_at..][..size].to_vec();
-            let mut running = vec![0f64; gate_width];
-            if gate_width > 0 {
-                state_terms(&mut running, &s, &r, vw);
-            }
-            let (mut corrected, mut multiplied) = (scratch.corrections.len(), scratch.products.len());
-            for (c, chunk) in chunks.iter().enumerate().rev() {
-                let rows = views.enter((b, g, n), &chunk.tokens, scratch);
-                let Rows { k, v: _, len } = rows;
-                corrected -= len * vw;
-                multiplied -= len * len;
-                scratch.u.clear();
-                scratch.u.extend_from_slice(&scratch.corrections[corrected..][..len * vw]);
-                scratch.weigh_corrections(vw);
-                s.copy_from_slice(&scratch.states[c * size..][..size]);
-                let Scratch { decay, a, products, x, beta, u, y, dq, dk_read, dk_write, dy, inclusive, .. } =
-                    &mut *scratch;
-                zeroed(inclusive, len * gate_width);
-                dq.resize(len * kw, 0.0);
-                dk_read.resize(len * kw, 0.0);
-                dk_write.resize(len * kw, 0.0);
-                dy.resize(len * vw, 0.0);
-                let (s, y) = (Mat::new(&s, kw, vw), Mat::new(y, len, vw));
-                let r_mat = Mat::new(&r, kw, vw);
-                MatMut::new(dk_write, len, kw).product(1.0, y, r_mat.t(), 0.0);
-                decay.scale_end(dk_write, kw);
-                let k_end = decay.to_end(k, x);
-                MatMut::new(dy, len, vw).product(1.0, k_end, r_mat, 0.0);
-                decay.decay_state(&mut r, vw);
-                for h in sharing.queries_of(n) {
-                    let q = views.q.head(b, h, chunk.tokens.clone());
-                    let d_out = d_out.head(b, h, chunk.tokens.clone());
-                    MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
-                    decay.scale_start(Read::After, dq, kw);
-                    let q_start = decay.from_start(Read::After, q, x);
-                    MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                    decay.product(Read::After, q, k, a);
-                    MatMut::new(dy, len, vw).product(1.0, Mat::new(a, len, len).t(), d_out, 1.0);
-                    MatMut::new(a, len, len).product(1.0, d_out, y.t(), 0.0);
-                    decay.product_backward(Read::After, a, q, k, dq, dk_write);
-                    decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
-                    add_rows(head_rows(0, heads, h, &chunk.tokens, kw), dq);
-                }
-                let m = &mut products[multiplied..][..len * len];
-                simd!(|| {
-                    let rows = m.chunks_exact_mut(len).zip(beta.iter());
-                    rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
-                });
-                solve_transposed(Mat::new(m, len, len), dy, vw);
-                let mut d_beta = head_rows(3, sharing.states, n, &chunk.tokens, 1);
-                simd!(|| {
-                    for (i, ((w, u), beta)) in dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta).enumerate() {
-                        d_beta.row(i)[0] = dot(w, u);
-                        w.iter_mut().for_each(|w| *w *= beta);
+impl Operator for DeltaRule {
+    const NAME: &'static str = "the delta rule";
+    type Kept = Kept;
+
+    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.0;
+        let views = Views::of(x)?;
+        let (size, heads) = (self.0.state(), sharing.heads);
+        let states = PerState::of_chunks(&self.0, size, keep);
+        let corrections = PerState::of_tokens(&self.0, value_width, keep);
+        let products = PerState::of_pairs(&self.0, keep);
+        let (mut out, mut state) = self.0.outputs();
+        let (out_at, state_at) = (out.pointer(), state.pointer());
+        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
+            let mut before = vec![0.0; size];
+            for n in sharing.states_of(g) {
+                let at = (b * sharing.states + n) * size;
+                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
+                let s = unsafe { state_at.slice(at, size) };
+                let [mut states, mut corrections, mut products] =
+                    [&states, &corrections, &products].map(|kept| unsafe { kept.of(b, n) });
+                s.copy_from_slice(&views.state[at..at + size]);
+                for chunk in documents.chunks(b, CHUNK) {
+                    if chunk.fresh {
+                        s.fill(0.0);
                     }
-                });
-                let e = Mat::new(dy, len, vw);
-                add_rows(head_rows(2, sharing.kv_heads, g, &chunk.tokens, vw), dy);
-                MatMut::new(dk_read, len, kw).product(-1.0, e, s.t(), 0.0);
-                decay.scale_start(Read::Decayed, dk_read, kw);
-                let k_start = decay.from_start(Read::Decayed, k, x);
-                MatMut::new(&mut r, kw, vw).product(-1.0, k_start.t(), e, 1.0);
-                MatMut::new(a, len, len).product(-1.0, e, y.t(), 0.0);
-                decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
-                if gate_width > 0 {
-                    decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
-                    decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
-                    let out = head_rows(GATE, sharing.states, n, &chunk.tokens, gate_width);
-                    gate_gradient(&mut running, inclusive, &[], out);
-                }
-                add_rows(head_rows(1, sharing.kv_heads, g, &chunk.tokens, kw), dk_read);
-                add_rows(head_rows(1, sharing.kv_heads, g, &chunk.tokens, kw), dk_write);
-                if chunk.fresh {
-                    r.fill(0.0);
-                    running.fill(0.0);
+                    before.copy_from_slice(s);
+                    let rows = views.enter((b, g, n), &chunk.tokens, scratch);
+                    scratch.correct(&rows, s);
+                    if keep {
+                        keep_next(&mut states, &before);
+                        keep_next(&mut corrections, &scratch.u);
+                        keep_next(&mut products, &scratch.m);
+                    }
+                    for h in sharing.queries_of(n) {
+                        let q = views.q.head(b, h, chunk.tokens.clone());
+                        // SAFETY: as above.
+                        let mut o = unsafe { self.0.rows(out_at, heads, (b, h), &chunk.tokens, value_width) };
+                        let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
+                        o.product(1.0, q_start, Mat::new(&before, key_width, value_width), 0.0);
+                        scratch.decay.product(Read::After, q, rows.k, &mut scratch.a);
+                        let (a, y) = (Mat::new(&scratch.a, rows.len, rows.len), &scratch.y);
+                        o.product_in(Triangle::Left, 1.0, a, Mat::new(y, rows.len, value_width), 1.0);
+                    }
                 }
             }
-            unsafe { at[4].slice(state_at, size) }.copy_from_slice(&r);
-        }
-    });
-    let keep = |(want, d): (&bool, Output)| if *want { d.tensor().map(Some) } else { Ok(None) };
-    wanted.iter().zip(grads).map(keep).collect()
+        });
+        let after = state.tensor()?;
+        Ok((vec![out.tensor()?, after.clone()], Kept { states, after, corrections, products }))
+    }
+
+    /// With R the gradient of the state after a chunk: dy = A^T do + (k e^(G_C - G)) R, w = (I + diag(beta) M)^-T dy,
+    /// e = beta w; dv = e, dbeta = w.u, dM = -e y^T, and k has one gradient as what is read and one as what is written:
+    /// dG = q dq + k dk_read - k dk_write. R = e^(G_C) R + (q e^G)^T do - (k e^G)^T e.
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.0;
+        let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
+        let views = Views::of(x)?;
+        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
+        let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
+        let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
+        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
+            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
+            for n in sharing.states_of(g) {
+                let first = n == sharing.states_of(g).start;
+                let state_at = (b * sharing.states + n) * size;
+                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
+                let [states, mut corrections, mut products] =
+                    [&kept.states, &kept.corrections, &kept.products].map(|kept| unsafe { kept.of(b, n) });
+                let mut r = d_state[state_at..][..size].to_vec();
+                let mut running = vec![0f64; gate_width];
+                if gate_width > 0 {
+                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
+                }
+                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
+                    let tokens = &chunk.tokens;
+                    let Rows { k, v: _, len } = views.enter((b, g, n), tokens, scratch);
+                    let u = take_last(&mut corrections, len * vw);
+                    let m = take_last(&mut products, len * len);
+                    scratch.weigh_corrections(u, vw);
+                    let Scratch { decay, a, x, beta, y, dq, dk_read, dk_write, dy, inclusive, .. } = &mut *scratch;
+                    zeroed(inclusive, len * gate_width);
+                    dq.resize(len * kw, 0.0);
+                    dk_read.resize(len * kw, 0.0);
+                    dk_write.resize(len * kw, 0.0);
+                    dy.resize(len * vw, 0.0);
+                    let (s, y) = (Mat::new(s, kw, vw), Mat::new(y, len, vw));
+                    let r_mat = Mat::new(&r, kw, vw);
+                    MatMut::new(dk_write, len, kw).product(1.0, y, r_mat.t(), 0.0);
+                    decay.scale_end(dk_write, kw);
+                    MatMut::new(dy, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
+                    decay.decay_state(&mut r, vw);
+                    for h in sharing.queries_of(n) {
+                        let (q, d_out) = (views.q.head(b, h, tokens.clone()), d_out.head(b, h, tokens.clone()));
+                        MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
+                        decay.scale_start(Read::After, dq, kw);
+                        let q_start = decay.from_start(Read::After, q, x);
+                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                        decay.product(Read::After, q, k, a);
+                        let read_by = Mat::new(a, len, len).t();
+                        MatMut::new(dy, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                        MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, y.t(), 0.0);
+                        decay.product_backward(Read::After, a, q, k, dq, dk_write);
+                        decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
+                        put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
+                    }
+                    simd!(|| {
+                        let rows = m.chunks_exact_mut(len).zip(beta.iter());
+                        rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
+                    });
+                    solve_transposed(Mat::new(m, len, len), dy, vw);
+                    let mut d_beta = unsafe { self.0.rows(at[BETA], sharing.states, (b, n), tokens, 1) };
+                    simd!(|| {
+                        let rows = dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta);
+                        for (i, ((w, u), beta)) in rows.enumerate() {
+                            d_beta.row(i)[0] = dot(w, u);
+                            w.iter_mut().for_each(|w| *w *= beta);
+                        }
+                    });
+                    let e = Mat::new(dy, len, vw);
+                    put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), tokens, vw) }, dy, first);
+                    MatMut::new(dk_read, len, kw).product(-1.0, e, s.t(), 0.0);
+                    decay.scale_start(Read::Decayed, dk_read, kw);
+                    let k_start = decay.from_start(Read::Decayed, k, x);
+                    MatMut::new(&mut r, kw, vw).product(-1.0, k_start.t(), e, 1.0);
+                    MatMut::new(a, len, len).product_in(Triangle::Output, -1.0, e, y.t(), 0.0);
+                    decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
+                    if gate_width > 0 {
+                        decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
+                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
+                        let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
+                        gate_gradient(&mut running, inclusive, &[], gate);
+                    }
+                    simd!(|| axpy(dk_read, 1.0, dk_write));
+                    put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), tokens, kw) }, dk_read, first);
+                    if chunk.fresh {
+                        r.fill(0.0);
+                        running.fill(0.0);
+                    }
+                }
+                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
+            }
+        });
+        Ok(grads)
+    }
 }

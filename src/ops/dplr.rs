@@ -14,30 +14,23 @@
 //!
 //! where Gx is the cumulative sum without a token's own gate.
 
-use super::cpu::decay::{Decay, Read, add_rows, gate_gradient, state_terms, write};
+use super::Documents;
+use super::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
+use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::simd;
 use super::cpu::triangular::{solve, solve_transposed};
-use super::cpu::{Heads, Output, Sharing, Slice, matrix::Mat, matrix::MatMut, zeroed};
-use super::documents::Documents;
-use super::tape::{Var, record};
+use super::cpu::{Heads, Output, Slice, zeroed};
+use super::operator::{Operator, apply};
+use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last};
+use super::tape::Var;
 use crate::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Tokens of a chunk.
-pub const CHUNK: usize = 64;
-
-/// Sizes of one call. Its inputs are q, k, v, a, b, state, and the gate if there is one.
-struct Call {
-    sharing: Sharing,
-    tokens: usize,
-    key_width: usize,
-    value_width: usize,
-    gate_width: usize,
-    documents: Arc<Documents>,
-}
+/// One call. Its inputs are q, k, v, a, b, state, and the gate if there is one.
+struct Dplr(Sizes);
 
 const STATE: usize = 5;
 const GATE: usize = 6;
@@ -52,50 +45,16 @@ pub fn dplr(
     before: Option<&Var>,
     documents: &Arc<Documents>,
 ) -> Result<(Var, Var)> {
-    let (batch, tokens, heads, key_width) = q.value().dims4()?;
-    let (_, _, kv_heads, value_width) = v.value().dims4()?;
-    let states = a.value().dim(2)?;
-    let state = match before {
-        Some(state) => state.clone(),
-        None => Var::constant(Output::zeros(&[batch, states, key_width, value_width]).tensor()?),
-    };
+    let sizes = Sizes::of(q, v, a.value().dim(2)?, gate, documents)?;
+    let state = sizes.state_before(before)?;
+    let mut others = vec![(a, sizes.key_width), (b, sizes.key_width)];
+    others.extend(gate.map(|g| (g, sizes.narrow_or_key_gate())));
+    sizes.check("diagonal plus low rank", k, &state, &others)?;
     let mut inputs = vec![q, k, v, a, b, &state];
     inputs.extend(gate);
-    let call = Call {
-        sharing: Sharing { batch, heads, states, kv_heads },
-        tokens,
-        key_width,
-        value_width,
-        gate_width: gate.map_or(Ok(0), |g| g.value().dim(3))?,
-        documents: documents.clone(),
-    };
-    let values: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
-    check(&call, &values)?;
-    let outputs = forward(&call, &values)?;
-    let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
-    let mut vars = record(&inputs, outputs, move |g| backward(&call, &values, &wanted, g))?;
+    let mut vars = apply(Dplr(sizes), &inputs)?;
     let state = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), state))
-}
-
-fn check(call: &Call, x: &[Tensor]) -> Result<()> {
-    let &Call { sharing, tokens, key_width, value_width, gate_width, .. } = call;
-    let Sharing { batch, states, kv_heads, .. } = sharing;
-    let fits = x[1].dims() == [batch, tokens, kv_heads, key_width]
-        && x[2].dims() == [batch, tokens, kv_heads, value_width]
-        && x[3..STATE].iter().all(|x| x.dims() == [batch, tokens, states, key_width])
-        && x[STATE].dims() == [batch, states, key_width, value_width]
-        && x.get(GATE).is_none_or(|g| g.dims() == [batch, tokens, states, gate_width])
-        && [0, 1, key_width].contains(&gate_width)
-        && sharing.fits()
-        && (call.documents.batch(), call.documents.tokens()) == (batch, tokens);
-    match fits {
-        true => Ok(()),
-        false => {
-            let shapes: Vec<_> = x.iter().map(Tensor::dims).collect();
-            Err(candle_core::Error::Msg(format!("diagonal plus low rank of {shapes:?}, {:?}", call.documents)).into())
-        }
-    }
 }
 
 /// Buffers that a thread keeps between heads.
@@ -106,9 +65,6 @@ struct Scratch {
     transition: Vec<f32>,
     x: Vec<f32>,
     y: Vec<f32>,
-    /// The state before every chunk of the head at hand, and y of its tokens.
-    states: Vec<f32>,
-    reads: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
@@ -158,10 +114,10 @@ impl Scratch {
     /// y of a chunk from the state before it, which then moves on to the state after.
     fn advance(&mut self, Rows { k, v, a, b, len }: Rows, s: &mut [f32]) {
         self.y.resize(len * v.cols, 0.0);
-        self.decay.product(Read::Before, a, k, &mut self.product);
         let mut y = MatMut::new(&mut self.y, len, v.cols);
-        y.product(1.0, Mat::new(&self.product, len, len), v, 0.0);
-        y.product(1.0, self.decay.from_start(Read::Before, a, &mut self.x), Mat::new(s, k.cols, v.cols), 1.0);
+        y.product(1.0, self.decay.from_start(Read::Before, a, &mut self.x), Mat::new(s, k.cols, v.cols), 0.0);
+        self.decay.product(Read::Before, a, k, &mut self.product);
+        y.product_in(Triangle::Left, 1.0, Mat::new(&self.product, len, len), v, 1.0);
         self.decay.product(Read::Before, a, b, &mut self.transition);
         negate(&mut self.transition);
         solve(Mat::new(&self.transition, len, len), &mut self.y, v.cols);
@@ -175,174 +131,168 @@ fn negate(x: &mut [f32]) {
     simd!(|| x.iter_mut().for_each(|x| *x = -*x),);
 }
 
-fn forward(call: &Call, x: &[Tensor]) -> Result<Vec<Tensor>> {
-    let &Call { sharing, tokens, key_width, value_width, ref documents, .. } = call;
-    let views = Views::of(x)?;
-    let (size, heads) = (key_width * value_width, sharing.heads);
-    let mut out = Output::padded(&[sharing.batch, tokens, heads, value_width], documents);
-    let mut state = Output::unwritten(x[STATE].dims());
-    let (out_at, state_at) = (out.pointer(), state.pointer());
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        let mut before = vec![0.0; size];
-        for n in sharing.states_of(g) {
-            let at = (b * sharing.states + n) * size;
-            // SAFETY: state n of batch row b belongs to this task.
-            let s = unsafe { state_at.slice(at, size) };
-            s.copy_from_slice(&views.state[at..at + size]);
-            for chunk in documents.chunks(b, CHUNK) {
-                if chunk.fresh {
-                    s.fill(0.0);
-                }
-                before.copy_from_slice(s);
-                let rows = views.enter((b, g, n), &chunk.tokens, &mut scratch.decay);
-                scratch.advance(rows, s);
-                let y = Mat::new(&scratch.y, rows.len, value_width);
-                for h in sharing.queries_of(n) {
-                    let q = views.heads[0].head(b, h, chunk.tokens.clone());
-                    // SAFETY: rows of head h of batch row b belong to this task.
-                    let mut o = unsafe {
-                        let start = ((b * tokens + chunk.tokens.start) * heads + h) * value_width;
-                        out_at.rows(start, rows.len, value_width, heads * value_width)
-                    };
-                    for (read, written, beta) in [(rows.k, rows.v, 0.0), (rows.b, y, 1.0)] {
-                        scratch.decay.product(Read::After, q, read, &mut scratch.product);
-                        o.product(1.0, Mat::new(&scratch.product, rows.len, rows.len), written, beta);
-                    }
-                    let q = scratch.decay.from_start(Read::After, q, &mut scratch.x);
-                    o.product(1.0, q, Mat::new(&before, key_width, value_width), 1.0);
-                }
-            }
-        }
-    });
-    Ok(vec![out.tensor()?, state.tensor()?])
+/// What the forward pass keeps.
+struct Kept {
+    /// The state before every chunk, and after the last.
+    states: PerState,
+    after: Tensor,
+    /// y of every token, and -A_ab of every chunk.
+    reads: PerState,
+    transitions: PerState,
 }
 
-/// With R the gradient of the state after a chunk: dy = A_qb^T do + (b e^(G_C - G)) R and w = (I - A_ab)^-T dy is the
-/// gradient of the right-hand side; dv = A_qk^T do + (k e^(G_C - G)) R + A_ak^T w, dA_ab = w y^T, dA_ak = w v^T, and
-/// R = e^(G_C) R + (q e^G)^T do + (a e^Gx)^T w. dG = q dq - k dk - b db, and a da for Gx.
-fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let &Call { sharing, tokens, key_width: kw, value_width: vw, gate_width, ref documents } = call;
-    let (size, heads) = (kw * vw, sharing.heads);
-    let views = Views::of(x)?;
-    let mut g = g.into_iter();
-    let mut next = |dims: &[usize]| g.next().flatten().map_or_else(|| Output::zeros(dims).tensor(), Ok);
-    let d_out = next(&[sharing.batch, tokens, heads, vw])?;
-    let d_state = next(x[STATE].dims())?;
-    let (d_out, d_state) = (Heads::of(&d_out)?, Slice::of(&d_state)?);
-    let mut grads: Vec<Output> = x.iter().map(|x| Output::zeros(x.dims())).collect();
-    let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        // SAFETY of every `rows` and `slice` below: heads and states of (b, g) belong to this task.
-        let head_rows = |input: usize, heads: usize, head: usize, rows: &Range<usize>, width: usize| unsafe {
-            at[input].rows(((b * tokens + rows.start) * heads + head) * width, rows.len(), width, heads * width)
-        };
-        let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-        for n in sharing.states_of(g) {
-            let state_at = (b * sharing.states + n) * size;
-            let mut s = views.state[state_at..][..size].to_vec();
-            scratch.states.clear();
-            scratch.reads.clear();
-            for chunk in &chunks {
-                if chunk.fresh {
-                    s.fill(0.0);
+impl Operator for Dplr {
+    const NAME: &'static str = "diagonal plus low rank";
+    type Kept = Kept;
+
+    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.0;
+        let views = Views::of(x)?;
+        let (size, heads) = (self.0.state(), sharing.heads);
+        let states = PerState::of_chunks(&self.0, size, keep);
+        let reads = PerState::of_tokens(&self.0, value_width, keep);
+        let transitions = PerState::of_pairs(&self.0, keep);
+        let (mut out, mut state) = self.0.outputs();
+        let (out_at, state_at) = (out.pointer(), state.pointer());
+        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
+            let mut before = vec![0.0; size];
+            for n in sharing.states_of(g) {
+                let at = (b * sharing.states + n) * size;
+                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
+                let s = unsafe { state_at.slice(at, size) };
+                let [mut states, mut reads, mut transitions] =
+                    [&states, &reads, &transitions].map(|kept| unsafe { kept.of(b, n) });
+                s.copy_from_slice(&views.state[at..at + size]);
+                for chunk in documents.chunks(b, CHUNK) {
+                    if chunk.fresh {
+                        s.fill(0.0);
+                    }
+                    before.copy_from_slice(s);
+                    let rows = views.enter((b, g, n), &chunk.tokens, &mut scratch.decay);
+                    scratch.advance(rows, s);
+                    if keep {
+                        keep_next(&mut states, &before);
+                        keep_next(&mut reads, &scratch.y);
+                        keep_next(&mut transitions, &scratch.transition);
+                    }
+                    let y = Mat::new(&scratch.y, rows.len, value_width);
+                    for h in sharing.queries_of(n) {
+                        let q = views.heads[0].head(b, h, chunk.tokens.clone());
+                        // SAFETY: as above.
+                        let mut o = unsafe { self.0.rows(out_at, heads, (b, h), &chunk.tokens, value_width) };
+                        let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
+                        o.product(1.0, q_start, Mat::new(&before, key_width, value_width), 0.0);
+                        for (read, written) in [(rows.k, rows.v), (rows.b, y)] {
+                            scratch.decay.product(Read::After, q, read, &mut scratch.product);
+                            let product = Mat::new(&scratch.product, rows.len, rows.len);
+                            o.product_in(Triangle::Left, 1.0, product, written, 1.0);
+                        }
+                    }
                 }
-                scratch.states.extend_from_slice(&s);
-                let rows = views.enter((b, g, n), &chunk.tokens, &mut scratch.decay);
-                scratch.advance(rows, &mut s);
-                scratch.reads.extend_from_slice(&scratch.y);
             }
-            let mut r = d_state[state_at..][..size].to_vec();
-            let mut running = vec![0f64; gate_width];
-            if gate_width > 0 {
-                state_terms(&mut running, &s, &r, vw);
-            }
-            let mut read_so_far = scratch.reads.len();
-            let Scratch {
-                decay,
-                product,
-                transition,
-                x,
-                y: _,
-                states,
-                reads,
-                dq,
-                dk,
-                dv,
-                da,
-                db,
-                dy,
-                inclusive,
-                exclusive,
-            } = &mut *scratch;
-            for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
-                let Rows { k, v, a, b: low, len } = views.enter((b, g, n), &chunk.tokens, decay);
-                read_so_far -= len * vw;
-                let y = Mat::new(&reads[read_so_far..][..len * vw], len, vw);
-                zeroed(inclusive, len * gate_width);
-                zeroed(exclusive, len * gate_width);
-                for (buffer, width) in
-                    [(&mut *dq, kw), (&mut *dk, kw), (&mut *da, kw), (&mut *db, kw), (&mut *dv, vw), (&mut *dy, vw)]
-                {
-                    buffer.resize(len * width, 0.0);
+        });
+        let after = state.tensor()?;
+        Ok((vec![out.tensor()?, after.clone()], Kept { states, after, reads, transitions }))
+    }
+
+    /// With R the gradient of the state after a chunk: dy = A_qb^T do + (b e^(G_C - G)) R and w = (I - A_ab)^-T dy is the
+    /// gradient of the right-hand side; dv = A_qk^T do + (k e^(G_C - G)) R + A_ak^T w, dA_ab = w y^T, dA_ak = w v^T, and
+    /// R = e^(G_C) R + (q e^G)^T do + (a e^Gx)^T w. dG = q dq - k dk - b db, and a da for Gx.
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.0;
+        let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
+        let views = Views::of(x)?;
+        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
+        let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
+        let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
+        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
+            let Scratch { decay, product, x, dq, dk, dv, da, db, dy, inclusive, exclusive, .. } = scratch;
+            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
+            for n in sharing.states_of(g) {
+                let first = n == sharing.states_of(g).start;
+                let state_at = (b * sharing.states + n) * size;
+                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
+                let [states, mut reads, mut transitions] =
+                    [&kept.states, &kept.reads, &kept.transitions].map(|kept| unsafe { kept.of(b, n) });
+                let mut r = d_state[state_at..][..size].to_vec();
+                let mut running = vec![0f64; gate_width];
+                if gate_width > 0 {
+                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
                 }
-                let (s, r_mat) = (Mat::new(s, kw, vw), Mat::new(&r, kw, vw));
-                for (written, value, d_written, d_value) in [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)] {
-                    MatMut::new(d_written, len, kw).product(1.0, value, r_mat.t(), 0.0);
-                    decay.scale_end(d_written, kw);
-                    MatMut::new(d_value, len, vw).product(1.0, decay.to_end(written, x), r_mat, 0.0);
-                }
-                decay.decay_state(&mut r, vw);
-                for h in sharing.queries_of(n) {
-                    let q = views.heads[0].head(b, h, chunk.tokens.clone());
-                    let d_out = d_out.head(b, h, chunk.tokens.clone());
-                    MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
-                    decay.scale_start(Read::After, dq, kw);
-                    let q_start = decay.from_start(Read::After, q, x);
-                    MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
+                    let tokens = &chunk.tokens;
+                    let Rows { k, v, a, b: low, len } = views.enter((b, g, n), tokens, decay);
+                    let y = Mat::new(take_last(&mut reads, len * vw), len, vw);
+                    let transition = Mat::new(take_last(&mut transitions, len * len), len, len);
+                    zeroed(inclusive, len * gate_width);
+                    zeroed(exclusive, len * gate_width);
+                    for (buffer, width) in
+                        [(&mut *dq, kw), (&mut *dk, kw), (&mut *da, kw), (&mut *db, kw), (&mut *dv, vw), (&mut *dy, vw)]
+                    {
+                        buffer.resize(len * width, 0.0);
+                    }
+                    let (s, r_mat) = (Mat::new(s, kw, vw), Mat::new(&r, kw, vw));
                     for (written, value, d_written, d_value) in
                         [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)]
                     {
-                        decay.product(Read::After, q, written, product);
-                        MatMut::new(d_value, len, vw).product(1.0, Mat::new(product, len, len).t(), d_out, 1.0);
-                        MatMut::new(product, len, len).product(1.0, d_out, value.t(), 0.0);
-                        decay.product_backward(Read::After, product, q, written, dq, d_written);
+                        MatMut::new(d_written, len, kw).product(1.0, value, r_mat.t(), 0.0);
+                        decay.scale_end(d_written, kw);
+                        MatMut::new(d_value, len, vw).product(1.0, decay.to_end(written, x), r_mat, 0.0);
                     }
-                    decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
-                    add_rows(head_rows(0, heads, h, &chunk.tokens, kw), dq);
+                    decay.decay_state(&mut r, vw);
+                    for h in sharing.queries_of(n) {
+                        let q = views.heads[0].head(b, h, tokens.clone());
+                        let d_out = d_out.head(b, h, tokens.clone());
+                        MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
+                        decay.scale_start(Read::After, dq, kw);
+                        let q_start = decay.from_start(Read::After, q, x);
+                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                        for (written, value, d_written, d_value) in
+                            [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)]
+                        {
+                            decay.product(Read::After, q, written, product);
+                            let read_by = Mat::new(product, len, len).t();
+                            let mut d_value = MatMut::new(d_value, len, vw);
+                            d_value.product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                            MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, d_out, value.t(), 0.0);
+                            decay.product_backward(Read::After, product, q, written, dq, d_written);
+                        }
+                        decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
+                        put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
+                    }
+                    solve_transposed(transition, dy, vw);
+                    let w = Mat::new(dy, len, vw);
+                    MatMut::new(da, len, kw).product(1.0, w, s.t(), 0.0);
+                    decay.scale_start(Read::Before, da, kw);
+                    let a_start = decay.from_start(Read::Before, a, x);
+                    MatMut::new(&mut r, kw, vw).product(1.0, a_start.t(), w, 1.0);
+                    decay.product(Read::Before, a, k, product);
+                    let read_by = Mat::new(product, len, len).t();
+                    MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, w, 1.0);
+                    for (written, value, d_written) in [(k, v, &mut *dk), (low, y, &mut *db)] {
+                        MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, w, value.t(), 0.0);
+                        decay.product_backward(Read::Before, product, a, written, da, d_written);
+                    }
+                    if gate_width > 0 {
+                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
+                        decay.gate_terms(inclusive, -1.0, low, Mat::new(db, len, kw));
+                        decay.gate_terms(exclusive, 1.0, a, Mat::new(da, len, kw));
+                        let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
+                        gate_gradient(&mut running, inclusive, exclusive, gate);
+                    }
+                    let shared = [(1, kv_heads, g, kw, &*dk, first), (2, kv_heads, g, vw, &*dv, first)];
+                    let own = [(3, sharing.states, n, kw, &*da, true), (4, sharing.states, n, kw, &*db, true)];
+                    for (input, heads, head, width, gradient, first) in shared.into_iter().chain(own) {
+                        put_rows(unsafe { self.0.rows(at[input], heads, (b, head), tokens, width) }, gradient, first);
+                    }
+                    if chunk.fresh {
+                        r.fill(0.0);
+                        running.fill(0.0);
+                    }
                 }
-                decay.product(Read::Before, a, low, transition);
-                negate(transition);
-                solve_transposed(Mat::new(transition, len, len), dy, vw);
-                let w = Mat::new(dy, len, vw);
-                MatMut::new(da, len, kw).product(1.0, w, s.t(), 0.0);
-                decay.scale_start(Read::Before, da, kw);
-                let a_start = decay.from_start(Read::Before, a, x);
-                MatMut::new(&mut r, kw, vw).product(1.0, a_start.t(), w, 1.0);
-                decay.product(Read::Before, a, k, product);
-                MatMut::new(dv, len, vw).product(1.0, Mat::new(product, len, len).t(), w, 1.0);
-                for (written, value, d_written) in [(k, v, &mut *dk), (low, y, &mut *db)] {
-                    MatMut::new(product, len, len).product(1.0, w, value.t(), 0.0);
-                    decay.product_backward(Read::Before, product, a, written, da, d_written);
-                }
-                if gate_width > 0 {
-                    decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
-                    decay.gate_terms(inclusive, -1.0, low, Mat::new(db, len, kw));
-                    decay.gate_terms(exclusive, 1.0, a, Mat::new(da, len, kw));
-                    let out = head_rows(GATE, sharing.states, n, &chunk.tokens, gate_width);
-                    gate_gradient(&mut running, inclusive, exclusive, out);
-                }
-                add_rows(head_rows(1, sharing.kv_heads, g, &chunk.tokens, kw), dk);
-                add_rows(head_rows(2, sharing.kv_heads, g, &chunk.tokens, vw), dv);
-                add_rows(head_rows(3, sharing.states, n, &chunk.tokens, kw), da);
-                add_rows(head_rows(4, sharing.states, n, &chunk.tokens, kw), db);
-                if chunk.fresh {
-                    r.fill(0.0);
-                    running.fill(0.0);
-                }
+                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
             }
-            unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
-        }
-    });
-    let keep = |(want, d): (&bool, Output)| if *want { d.tensor().map(Some) } else { Ok(None) };
-    wanted.iter().zip(grads).map(keep).collect()
+        });
+        Ok(grads)
+    }
 }

@@ -5,43 +5,31 @@
 //! with a bonus u (RWKV-6):                     o_t = q_t^T (S_{t-1} + diag(u) k_t v_t^T)
 //! ```
 //!
-//! In chunks of [`CHUNK`] tokens o = (q e^G) S + A v with A of [`super::cpu::decay`]. There may be fewer states than
+//! In chunks o = (q e^G) S + A v with A of [`super::cpu::decay`]. There may be fewer states than
 //! query heads: H query heads share the N states of the gates, and these the G heads of keys and values (G | N | H).
 
-use super::cpu::decay::{Decay, Read, add_rows, gate_gradient, state_terms, write};
+use super::Documents;
+use super::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
+use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, triple};
-use super::cpu::{Heads, Output, Sharing, Slice, matrix::Mat, matrix::MatMut, zeroed};
-use super::documents::Documents;
-use super::tape::{Var, record};
-use crate::Result;
+use super::cpu::{Heads, Output, Slice, zeroed};
+use super::operator::{Operator, apply};
+use super::recurrence::{CHUNK, PerState, Sizes, keep_next};
+use super::tape::Var;
+use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Tokens of a chunk.
-pub const CHUNK: usize = 64;
-
-/// Tensors of one call, in this order everywhere: q, k, v, state, then gate and bonus where there are any.
-struct Call {
-    sharing: Sharing,
-    tokens: usize,
-    key_width: usize,
-    value_width: usize,
+/// Inputs of one call, in this order everywhere: q, k, v, state, then gate and bonus where there are any.
+struct GatedLinearAttention {
+    sizes: Sizes,
     /// Place of the gate [B, T, N, 1 or K] and of the bonus [H, K] among the inputs.
     gate: Option<usize>,
     bonus: Option<usize>,
-    documents: Arc<Documents>,
 }
 
-impl Call {
-    fn read(&self) -> Read {
-        if self.bonus.is_some() { Read::Before } else { Read::After }
-    }
-
-    fn state(&self) -> usize {
-        self.key_width * self.value_width
-    }
-}
+const STATE: usize = 3;
 
 /// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], log gates `gate` [B, T, N, 1 or K] (<= 0), `bonus` [H, K], and
 /// the state before, `before` [B, N, K, V] (None: zero; N = G without gates). Returns o [B, T, H, V] and the state after.
@@ -54,51 +42,22 @@ pub fn gated_linear_attention(
     before: Option<&Var>,
     documents: &Arc<Documents>,
 ) -> Result<(Var, Var)> {
-    let (batch, tokens, heads, key_width) = q.value().dims4()?;
-    let (_, _, kv_heads, value_width) = v.value().dims4()?;
-    let states = gate.map_or(Ok(kv_heads), |g| g.value().dim(2))?;
-    let sharing = Sharing { batch, heads, states, kv_heads };
-    let state = match before {
-        Some(state) => state.clone(),
-        None => Var::constant(Output::zeros(&[batch, states, key_width, value_width]).tensor()?),
-    };
+    let states = gate.map_or(v, |g| g).value().dim(2)?;
+    let sizes = Sizes::of(q, v, states, gate, documents)?;
+    let state = sizes.state_before(before)?;
+    let gates: Vec<_> = gate.into_iter().map(|g| (g, sizes.narrow_or_key_gate())).collect();
+    sizes.check("gated linear attention", k, &state, &gates)?;
+    if bonus.is_some_and(|u| u.value().dims() != [sizes.sharing.heads, sizes.key_width]) {
+        return Err(Error::Internal("gated linear attention with a bonus of other sizes than q".into()));
+    }
     let mut inputs = vec![q, k, v, &state];
-    let gate_at = gate.map(|_| 4);
-    let bonus_at = bonus.map(|_| 4 + usize::from(gate.is_some()));
     inputs.extend(gate);
     inputs.extend(bonus);
-    let call =
-        Call { sharing, tokens, key_width, value_width, gate: gate_at, bonus: bonus_at, documents: documents.clone() };
-    let values: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
-    check(&call, &values)?;
-    let outputs = forward(&call, &values)?;
-    let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
-    let mut vars = record(&inputs, outputs, move |g| backward(&call, &values, &wanted, g))?;
+    let gate_at = gate.map(|_| STATE + 1);
+    let bonus_at = bonus.map(|_| inputs.len() - 1);
+    let mut vars = apply(GatedLinearAttention { sizes, gate: gate_at, bonus: bonus_at }, &inputs)?;
     let state = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), state))
-}
-
-fn check(call: &Call, x: &[Tensor]) -> Result<()> {
-    let Call { sharing, tokens, key_width, value_width, documents, .. } = call;
-    let Sharing { batch, heads, states, kv_heads } = *sharing;
-    let gate_fits = call.gate.is_none_or(|i| {
-        let width = x[i].dims()[3];
-        x[i].dims()[..3] == [batch, *tokens, states] && (width == 1 || width == *key_width)
-    });
-    let fits = x[1].dims() == [batch, *tokens, kv_heads, *key_width]
-        && x[2].dims() == [batch, *tokens, kv_heads, *value_width]
-        && x[3].dims() == [batch, states, *key_width, *value_width]
-        && call.bonus.is_none_or(|i| x[i].dims() == [heads, *key_width])
-        && gate_fits
-        && sharing.fits()
-        && (documents.batch(), documents.tokens()) == (batch, *tokens);
-    match fits {
-        true => Ok(()),
-        false => {
-            let shapes: Vec<_> = x.iter().map(Tensor::dims).collect();
-            Err(candle_core::Error::Msg(format!("gated linear attention of {shapes:?}, {documents:?}")).into())
-        }
-    }
 }
 
 /// Buffers that a thread keeps between heads.
@@ -107,13 +66,13 @@ struct Scratch {
     decay: Decay,
     a: Vec<f32>,
     x: Vec<f32>,
-    /// The state before every chunk of the head at hand.
-    states: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
     inclusive: Vec<f32>,
     exclusive: Vec<f32>,
+    /// Of the bonus: it passes no gate.
+    dk_bonus: Vec<f32>,
 }
 
 /// Views of the inputs.
@@ -126,60 +85,164 @@ struct Views<'a> {
     bonus: Option<Slice<'a>>,
 }
 
-impl<'a> Views<'a> {
-    fn of(call: &Call, x: &'a [Tensor]) -> Result<Self> {
+impl GatedLinearAttention {
+    fn views<'a>(&self, x: &'a [Tensor]) -> Result<Views<'a>> {
         Ok(Views {
             q: Heads::of(&x[0])?,
             k: Heads::of(&x[1])?,
             v: Heads::of(&x[2])?,
-            state: Slice::of(&x[3])?,
-            gate: call.gate.map(|i| Heads::of(&x[i])).transpose()?,
-            bonus: call.bonus.map(|i| Slice::of(&x[i])).transpose()?,
+            state: Slice::of(&x[STATE])?,
+            gate: self.gate.map(|i| Heads::of(&x[i])).transpose()?,
+            bonus: self.bonus.map(|i| Slice::of(&x[i])).transpose()?,
         })
+    }
+
+    fn read(&self) -> Read {
+        if self.bonus.is_some() { Read::Before } else { Read::After }
     }
 }
 
-fn forward(call: &Call, x: &[Tensor]) -> Result<Vec<Tensor>> {
-    let Call { sharing, tokens, key_width, value_width, documents, .. } = call;
-    let views = Views::of(call, x)?;
-    let (size, heads) = (call.state(), sharing.heads);
-    let mut out = Output::padded(&[sharing.batch, *tokens, heads, *value_width], documents);
-    let mut state = Output::unwritten(x[3].dims());
-    let (out_at, state_at) = (out.pointer(), state.pointer());
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        for n in sharing.states_of(g) {
-            let at = (b * sharing.states + n) * size;
-            // SAFETY: state n of batch row b belongs to this task.
-            let s = unsafe { state_at.slice(at, size) };
-            s.copy_from_slice(&views.state[at..at + size]);
-            for chunk in documents.chunks(b, CHUNK) {
-                let rows = chunk.tokens.clone();
-                if chunk.fresh {
-                    s.fill(0.0);
-                }
-                scratch.decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
-                let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                for h in sharing.queries_of(n) {
-                    let q = views.q.head(b, h, rows.clone());
-                    scratch.decay.product(call.read(), q, k, &mut scratch.a);
-                    if let Some(bonus) = &views.bonus {
-                        add_bonus(&mut scratch.a, q, k, &bonus[h * key_width..][..*key_width]);
+impl Operator for GatedLinearAttention {
+    const NAME: &'static str = "gated linear attention";
+    /// The state before every chunk, and after the last.
+    type Kept = (PerState, Tensor);
+
+    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
+        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.sizes;
+        let views = self.views(x)?;
+        let (size, heads, read) = (self.sizes.state(), sharing.heads, self.read());
+        let kept = PerState::of_chunks(&self.sizes, size, keep);
+        let (mut out, mut state) = self.sizes.outputs();
+        let (out_at, state_at) = (out.pointer(), state.pointer());
+        sharing.tasks().for_each_init(Scratch::default, |Scratch { decay, a, x, .. }, (b, g)| {
+            for n in sharing.states_of(g) {
+                let at = (b * sharing.states + n) * size;
+                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
+                let (s, mut kept) = unsafe { (state_at.slice(at, size), kept.of(b, n)) };
+                s.copy_from_slice(&views.state[at..at + size]);
+                for chunk in documents.chunks(b, CHUNK) {
+                    let rows = chunk.tokens.clone();
+                    if chunk.fresh {
+                        s.fill(0.0);
                     }
-                    // SAFETY: rows of head h of batch row b belong to this task.
-                    let mut o = unsafe {
-                        let start = ((b * tokens + rows.start) * heads + h) * value_width;
-                        out_at.rows(start, rows.len(), *value_width, heads * value_width)
-                    };
-                    o.product(1.0, Mat::new(&scratch.a, rows.len(), rows.len()), v, 0.0);
-                    let q = scratch.decay.from_start(call.read(), q, &mut scratch.x);
-                    o.product(1.0, q, Mat::new(s, *key_width, *value_width), 1.0);
+                    if keep {
+                        keep_next(&mut kept, s);
+                    }
+                    decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
+                    let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
+                    for h in sharing.queries_of(n) {
+                        let q = views.q.head(b, h, rows.clone());
+                        // SAFETY: as above.
+                        let mut o = unsafe { self.sizes.rows(out_at, heads, (b, h), &rows, value_width) };
+                        let q_start = decay.from_start(read, q, x);
+                        o.product(1.0, q_start, Mat::new(s, key_width, value_width), 0.0);
+                        decay.product(read, q, k, a);
+                        if let Some(bonus) = &views.bonus {
+                            add_bonus(a, q, k, &bonus[h * key_width..][..key_width]);
+                        }
+                        o.product_in(Triangle::Left, 1.0, Mat::new(a, rows.len(), rows.len()), v, 1.0);
+                    }
+                    decay.decay_state(s, value_width);
+                    write(s, decay.to_end(k, x), v);
                 }
-                scratch.decay.decay_state(s, *value_width);
-                write(s, scratch.decay.to_end(k, &mut scratch.x), v);
             }
+        });
+        let state = state.tensor()?;
+        Ok((vec![out.tensor()?, state.clone()], (kept, state)))
+    }
+
+    /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
+    /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do.
+    fn backward_cpu(
+        &self,
+        x: &[Tensor],
+        (states, after): Self::Kept,
+        _wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Output>> {
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.sizes;
+        let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
+        let views = self.views(x)?;
+        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&after)?);
+        let mut grads = self.sizes.gradients(&x[..STATE], &x[STATE], self.gate.map_or(&[], |i| &x[i..=i]));
+        // A bonus is shared by all rows of a batch: each has its own part, summed at the end.
+        let mut bonus_parts = Output::zeros(&[sharing.batch, self.bonus.map_or(0, |_| heads * kw)]);
+        let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
+        let bonus_at = bonus_parts.pointer();
+        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
+            let Scratch { decay, a, x, dq, dk, dv, inclusive, exclusive, dk_bonus } = scratch;
+            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
+            for n in sharing.states_of(g) {
+                let first = n == sharing.states_of(g).start;
+                let state_at = (b * sharing.states + n) * size;
+                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
+                let states = unsafe { states.of(b, n) };
+                let mut r = d_state[state_at..][..size].to_vec();
+                let mut running = vec![0f64; gate_width];
+                if gate_width > 0 {
+                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
+                }
+                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
+                    let rows = &chunk.tokens;
+                    let len = rows.len();
+                    decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), len);
+                    let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
+                    zeroed(inclusive, len * gate_width);
+                    zeroed(exclusive, if read == Read::Before { len * gate_width } else { 0 });
+                    dq.resize(len * kw, 0.0);
+                    dk.resize(len * kw, 0.0);
+                    dv.resize(len * vw, 0.0);
+                    zeroed(dk_bonus, if self.bonus.is_some() { len * kw } else { 0 });
+                    let r_mat = Mat::new(&r, kw, vw);
+                    MatMut::new(dk, len, kw).product(1.0, v, r_mat.t(), 0.0);
+                    decay.scale_end(dk, kw);
+                    MatMut::new(dv, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
+                    decay.decay_state(&mut r, vw);
+                    for h in sharing.queries_of(n) {
+                        let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
+                        MatMut::new(dq, len, kw).product(1.0, d_out, Mat::new(s, kw, vw).t(), 0.0);
+                        decay.scale_start(read, dq, kw);
+                        let q_start = decay.from_start(read, q, x);
+                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                        decay.product(read, q, k, a);
+                        let read_by = Mat::new(a, len, len).t();
+                        MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                        MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, v.t(), 0.0);
+                        decay.product_backward(read, a, q, k, dq, dk);
+                        let terms = if read == Read::Before { &mut *exclusive } else { &mut *inclusive };
+                        decay.gate_terms(terms, 1.0, q, Mat::new(dq, len, kw));
+                        if let Some(bonus) = &views.bonus {
+                            let u = &bonus[h * kw..][..kw];
+                            let du = unsafe { bonus_at.slice((b * heads + h) * kw, kw) };
+                            bonus_backward((q, k, v, u), d_out, dq, dk_bonus, dv, du);
+                        }
+                        put_rows(unsafe { self.sizes.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
+                    }
+                    if let Some(i) = self.gate {
+                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
+                        let out = unsafe { self.sizes.rows(at[i], sharing.states, (b, n), rows, gate_width) };
+                        gate_gradient(&mut running, inclusive, exclusive, out);
+                    }
+                    if self.bonus.is_some() {
+                        simd!(|| axpy(dk, 1.0, dk_bonus));
+                    }
+                    put_rows(unsafe { self.sizes.rows(at[1], kv_heads, (b, g), rows, kw) }, dk, first);
+                    put_rows(unsafe { self.sizes.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
+                    if chunk.fresh {
+                        r.fill(0.0);
+                        running.fill(0.0);
+                    }
+                }
+                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
+            }
+        });
+        if self.bonus.is_some() {
+            let mut bonus = Output::zeros(&[heads, kw]);
+            bonus_parts.data().chunks_exact(heads * kw).for_each(|part| axpy(bonus.data(), 1.0, part));
+            grads.push(bonus);
         }
-    });
-    Ok(vec![out.tensor()?, state.tensor()?])
+        Ok(grads)
+    }
 }
 
 /// The diagonal (q_i u).k_i, onto A [C, C].
@@ -191,119 +254,12 @@ fn add_bonus(a: &mut [f32], q: Mat, k: Mat, u: &[f32]) {
     });
 }
 
-/// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
-/// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do. The state before every chunk
-/// is computed once more, forward, and kept for the one head at hand.
-fn backward(call: &Call, x: &[Tensor], wanted: &[bool], g: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let Call { sharing, tokens, key_width, value_width, documents, .. } = call;
-    let (kw, vw, size, heads, read) = (*key_width, *value_width, call.state(), sharing.heads, call.read());
-    let views = Views::of(call, x)?;
-    let mut g = g.into_iter();
-    let mut next = |dims: &[usize]| g.next().flatten().map_or_else(|| Output::zeros(dims).tensor(), Ok);
-    let d_out = next(&[sharing.batch, *tokens, heads, vw])?;
-    let d_state = next(x[3].dims())?;
-    let (d_out, d_state) = (Heads::of(&d_out)?, Slice::of(&d_state)?);
-    let mut grads: Vec<Output> = x.iter().map(|x| Output::zeros(x.dims())).collect();
-    // A bonus is shared by all rows of a batch: each task has its own part, summed at the end.
-    let mut bonus_parts = Output::zeros(&[sharing.batch, call.bonus.map_or(0, |_| heads * kw)]);
-    let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-    let bonus_at = bonus_parts.pointer();
-    let gate_width = call.gate.map_or(0, |i| x[i].dims()[3]);
-    sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-        // SAFETY of every `rows` and `slice` below: heads and states of (b, g) belong to this task.
-        let head_rows = |input: usize, heads: usize, head: usize, rows: &std::ops::Range<usize>, width: usize| unsafe {
-            at[input].rows(((b * tokens + rows.start) * heads + head) * width, rows.len(), width, heads * width)
-        };
-        let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-        for n in sharing.states_of(g) {
-            let state_at = (b * sharing.states + n) * size;
-            let gates = |rows: &std::ops::Range<usize>| views.gate.as_ref().map(|x| x.head(b, n, rows.clone()));
-            let mut s = views.state[state_at..][..size].to_vec();
-            scratch.states.resize(chunks.len() * size, 0.0);
-            for (chunk, kept) in chunks.iter().zip(scratch.states.chunks_exact_mut(size)) {
-                if chunk.fresh {
-                    s.fill(0.0);
-                }
-                kept.copy_from_slice(&s);
-                let rows = chunk.tokens.clone();
-                scratch.decay.prepare(gates(&rows), rows.len());
-                scratch.decay.decay_state(&mut s, vw);
-                let k = scratch.decay.to_end(views.k.head(b, g, rows.clone()), &mut scratch.x);
-                write(&mut s, k, views.v.head(b, g, rows));
-            }
-            let mut r = d_state[state_at..][..size].to_vec();
-            let mut running = vec![0f64; gate_width];
-            if gate_width > 0 {
-                state_terms(&mut running, &s, &r, vw);
-            }
-            for (chunk, s) in chunks.iter().zip(scratch.states.chunks_exact(size)).rev() {
-                let rows = &chunk.tokens;
-                let len = rows.len();
-                scratch.decay.prepare(gates(rows), len);
-                let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                zeroed(&mut scratch.inclusive, len * gate_width);
-                zeroed(&mut scratch.exclusive, if read == Read::Before { len * gate_width } else { 0 });
-                scratch.dk.resize(len * kw, 0.0);
-                scratch.dv.resize(len * vw, 0.0);
-                let r_mat = Mat::new(&r, kw, vw);
-                MatMut::new(&mut scratch.dk, len, kw).product(1.0, v, r_mat.t(), 0.0);
-                scratch.decay.scale_end(&mut scratch.dk, kw);
-                let k_end = scratch.decay.to_end(k, &mut scratch.x);
-                MatMut::new(&mut scratch.dv, len, vw).product(1.0, k_end, r_mat, 0.0);
-                scratch.decay.decay_state(&mut r, vw);
-                for h in sharing.queries_of(n) {
-                    let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
-                    scratch.dq.resize(len * kw, 0.0);
-                    MatMut::new(&mut scratch.dq, len, kw).product(1.0, d_out, Mat::new(s, kw, vw).t(), 0.0);
-                    scratch.decay.scale_start(read, &mut scratch.dq, kw);
-                    let q_start = scratch.decay.from_start(read, q, &mut scratch.x);
-                    MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                    scratch.decay.product(read, q, k, &mut scratch.a);
-                    let a = Mat::new(&scratch.a, len, len);
-                    MatMut::new(&mut scratch.dv, len, vw).product(1.0, a.t(), d_out, 1.0);
-                    MatMut::new(&mut scratch.a, len, len).product(1.0, d_out, v.t(), 0.0);
-                    let Scratch { decay, a, dq, dk, .. } = scratch;
-                    decay.product_backward(read, a, q, k, dq, dk);
-                    let terms = if read == Read::Before { &mut scratch.exclusive } else { &mut scratch.inclusive };
-                    scratch.decay.gate_terms(terms, 1.0, q, Mat::new(&scratch.dq, len, kw));
-                    if let (Some(bonus), Some(i)) = (&views.bonus, call.bonus) {
-                        let u = &bonus[h * kw..][..kw];
-                        let mut dk = head_rows(1, sharing.kv_heads, g, rows, kw);
-                        let du = unsafe { bonus_at.slice((b * heads + h) * kw, if wanted[i] { kw } else { 0 }) };
-                        bonus_backward((q, k, v, u), d_out, &mut scratch.dq, &mut dk, &mut scratch.dv, du);
-                    }
-                    add_rows(head_rows(0, heads, h, rows, kw), &scratch.dq);
-                }
-                if let Some(i) = call.gate {
-                    scratch.decay.gate_terms(&mut scratch.inclusive, -1.0, k, Mat::new(&scratch.dk, len, kw));
-                    let out = head_rows(i, sharing.states, n, rows, gate_width);
-                    gate_gradient(&mut running, &scratch.inclusive, &scratch.exclusive, out);
-                }
-                add_rows(head_rows(1, sharing.kv_heads, g, rows, kw), &scratch.dk);
-                add_rows(head_rows(2, sharing.kv_heads, g, rows, vw), &scratch.dv);
-                if chunk.fresh {
-                    r.fill(0.0);
-                    running.fill(0.0);
-                }
-            }
-            unsafe { at[3].slice(state_at, size) }.copy_from_slice(&r);
-        }
-    });
-    if let Some(i) = call.bonus {
-        for part in bonus_parts.data().chunks_exact(heads * kw) {
-            axpy(grads[i].data(), 1.0, part);
-        }
-    }
-    let keep = |(want, d): (&bool, Output)| if *want { d.tensor().map(Some) } else { Ok(None) };
-    wanted.iter().zip(grads).map(keep).collect()
-}
-
 /// The gradients of o_i += ((q_i u).k_i) v_i.
 fn bonus_backward(
     (q, k, v, u): (Mat, Mat, Mat, &[f32]),
     d_out: Mat,
     dq: &mut [f32],
-    dk: &mut MatMut,
+    dk: &mut [f32],
     dv: &mut [f32],
     du: &mut [f32],
 ) {
@@ -312,7 +268,7 @@ fn bonus_backward(
             let (q, k, v, d_out) = (q.row(i), k.row(i), v.row(i), d_out.row(i));
             let d = dot(v, d_out);
             axpy(&mut dv[i * v.len()..][..v.len()], triple(q, k, u), d_out);
-            let dk = dk.row(i);
+            let dk = &mut dk[i * q.len()..][..q.len()];
             for (c, dq) in dq[i * q.len()..][..q.len()].iter_mut().enumerate() {
                 *dq += d * u[c] * k[c];
                 dk[c] += d * u[c] * q[c];

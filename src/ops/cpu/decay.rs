@@ -14,7 +14,7 @@
 
 pub mod values;
 
-use super::matrix::{Mat, MatMut};
+use super::matrix::{Mat, MatMut, Triangle};
 use super::simd::{axpy, dot, exp, simd};
 use std::ops::Range;
 
@@ -222,7 +222,7 @@ impl Decay {
         out.resize(n * n, 0.0);
         match self.kind {
             Kind::None | Kind::Scalar => {
-                MatMut::new(out, n, n).product(1.0, x, y.t(), 0.0);
+                MatMut::new(out, n, n).product_in(Triangle::Output, 1.0, x, y.t(), 0.0);
                 self.weigh(read, out);
             }
             Kind::Vector => {
@@ -234,7 +234,8 @@ impl Decay {
                     let Block { rows, columns, .. } = &self.blocks[i];
                     let (xs, ys) = (Mat::new(&self.x, rows.len(), x.cols), Mat::new(&self.y, columns.len(), y.cols));
                     let mut out = MatMut::new(out, n, n);
-                    out.block(rows.clone(), columns.clone()).product(1.0, xs, ys.t(), 0.0);
+                    let triangle = if self.blocks[i].diagonal() { Triangle::Output } else { Triangle::None };
+                    out.block(rows.clone(), columns.clone()).product_in(triangle, 1.0, xs, ys.t(), 0.0);
                     if self.blocks[i].diagonal() {
                         mask(read, out.block(rows.clone(), columns.clone()));
                     }
@@ -250,8 +251,8 @@ impl Decay {
             Kind::None | Kind::Scalar => {
                 self.weigh(read, d);
                 let d = Mat::new(d, n, n);
-                MatMut::new(dx, n, x.cols).product(1.0, d, y, 1.0);
-                MatMut::new(dy, n, y.cols).product(1.0, d.t(), x, 1.0);
+                MatMut::new(dx, n, x.cols).product_in(Triangle::Left, 1.0, d, y, 1.0);
+                MatMut::new(dy, n, y.cols).product_in(Triangle::LeftTransposed, 1.0, d.t(), x, 1.0);
             }
             Kind::Vector => {
                 let w = self.width;
@@ -259,15 +260,17 @@ impl Decay {
                     self.scaled(i, read, x, y);
                     let Block { rows, columns, factors } = &self.blocks[i];
                     let mut d = MatMut::new(d, n, n);
+                    let (mut left, mut turned) = (Triangle::None, Triangle::None);
                     if self.blocks[i].diagonal() {
                         mask(read, d.block(rows.clone(), columns.clone()));
+                        (left, turned) = (Triangle::Left, Triangle::LeftTransposed);
                     }
                     let d = d.as_mat().block(rows.clone(), columns.clone());
                     let (xs, ys) = (Mat::new(&self.x, rows.len(), w), Mat::new(&self.y, columns.len(), w));
                     let (row_factors, rest) = self.factors[*factors..].split_at(rows.len() * w);
                     self.product.resize(rows.len().max(columns.len()) * w, 0.0);
                     let product = &mut self.product[..rows.len() * w];
-                    MatMut::new(product, rows.len(), w).product(1.0, d, ys, 0.0);
+                    MatMut::new(product, rows.len(), w).product_in(left, 1.0, d, ys, 0.0);
                     simd!(|| {
                         for (i, (r, product)) in rows.clone().zip(product.chunks_exact(w).enumerate()) {
                             let dx = &mut dx[i * w..][..w];
@@ -279,7 +282,7 @@ impl Decay {
                         }
                     });
                     let product = &mut self.product[..columns.len() * w];
-                    MatMut::new(product, columns.len(), w).product(1.0, d.t(), xs, 0.0);
+                    MatMut::new(product, columns.len(), w).product_in(turned, 1.0, d.t(), xs, 0.0);
                     let dy = &mut dy[columns.start * w..columns.end * w];
                     simd!(|| dy.iter_mut().zip(&*product).zip(rest).for_each(|((dy, p), f)| *dy += p * f),);
                 }
@@ -452,7 +455,7 @@ pub fn gate_gradient(running: &mut [f64], inclusive: &[f32], exclusive: &[f32], 
         for i in (0..out.rows).rev() {
             for ((running, x), out) in running.iter_mut().zip(&inclusive[i * w..]).zip(out.row(i)) {
                 *running += f64::from(*x);
-                *out += *running as f32;
+                *out = *running as f32;
             }
             if !exclusive.is_empty() {
                 running.iter_mut().zip(&exclusive[i * w..]).for_each(|(running, x)| *running += f64::from(*x));
@@ -474,8 +477,15 @@ pub fn write(state: &mut [f32], y: Mat, v: Mat) {
     MatMut::new(state, y.cols, v.cols).product(1.0, y.t(), v, 1.0);
 }
 
-/// Adds a [C, width] gradient to rows of a larger one.
-pub fn add_rows(mut to: MatMut, from: &[f32]) {
+/// Writes a [C, width] gradient to rows of a larger one; those that share it add to what the `first` has written.
+pub fn put_rows(mut to: MatMut, from: &[f32], first: bool) {
     let width = to.cols;
-    simd!(|| (0..to.rows).for_each(|i| axpy(to.row(i), 1.0, &from[i * width..][..width])),);
+    simd!(|| {
+        for (i, from) in from.chunks_exact(width).enumerate() {
+            match first {
+                true => to.row(i).copy_from_slice(from),
+                false => axpy(to.row(i), 1.0, from),
+            }
+        }
+    });
 }

@@ -1,13 +1,16 @@
-//! Row-strided f32 matrices and their product (the `gemm` crate), so that heads are used where they lie.
+//! Row-strided f32 matrices and their products, so that heads are used where they lie: small ones by tiles in registers
+//! ([`super::small_product`]), large ones by the `gemm` crate.
 
 use super::simd::simd;
+use super::small_product::SmallProduct;
+pub use super::small_product::Triangle;
 use gemm::Parallelism;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Elements of the largest transposed factor that is copied for a product: it stays in the nearest caches.
-const TURNED: usize = 1 << 14;
+/// Elements of the largest right factor of a small product: it stays in the nearest caches.
+const SMALL: usize = 1 << 15;
 
 thread_local! {
     /// Where a thread copies such factors.
@@ -50,6 +53,7 @@ impl<'a> Mat<'a> {
     /// A transposed matrix with its rows side by side, in squares that a few cache lines hold.
     fn turned(self, buffer: &mut Vec<f32>) -> Mat<'_> {
         const SQUARE: usize = 16;
+        assert_eq!(self.row_stride, 1, "a dense or a transposed matrix");
         let (rows, cols, from) = (self.rows, self.cols, self.t());
         buffer.resize(rows * cols, 0.0);
         simd!(|| {
@@ -149,13 +153,39 @@ impl<'a> MatMut<'a> {
 
     /// `self = alpha a b + beta self` on one thread; `beta` 0 overwrites without reading.
     pub fn product(&mut self, alpha: f32, a: Mat, b: Mat, beta: f32) {
-        // `gemm` wants rows of b as they lie and packs a transposed b slowly, which a small product feels.
-        if b.col_stride != 1 && b.row_stride == 1 && b.rows * b.cols <= TURNED {
-            return TURN.with_borrow_mut(|buffer| {
-                self.product_on(alpha, a, b.turned(buffer), beta, Parallelism::None);
-            });
+        if b.rows * b.cols > SMALL {
+            return self.product_on(alpha, a, b, beta, Parallelism::None);
         }
-        self.product_on(alpha, a, b, beta, Parallelism::None);
+        self.product_in(Triangle::None, alpha, a, b, beta);
+    }
+
+    /// The same of a part, with a right factor that the nearest caches hold.
+    pub fn product_in(&mut self, triangle: Triangle, alpha: f32, a: Mat, b: Mat, beta: f32) {
+        if b.col_stride == 1 {
+            return self.small_product(triangle, alpha, a, b, beta);
+        }
+        TURN.with_borrow_mut(|buffer| self.small_product(triangle, alpha, a, b.turned(buffer), beta));
+    }
+
+    fn small_product(&mut self, triangle: Triangle, alpha: f32, a: Mat, b: Mat, beta: f32) {
+        assert_eq!((self.rows, self.cols, a.cols), (a.rows, b.cols, b.rows), "shapes of a product");
+        let product = SmallProduct {
+            out: self.ptr,
+            out_stride: self.row_stride as usize,
+            m: self.rows,
+            n: self.cols,
+            k: a.cols,
+            a: a.ptr,
+            a_row_stride: a.row_stride,
+            a_col_stride: a.col_stride,
+            b: b.ptr,
+            b_stride: b.row_stride as usize,
+            alpha,
+            beta,
+            triangle,
+        };
+        // SAFETY: strides and sizes describe valid memory by the constructors; `&mut self` is not aliased.
+        unsafe { product.run() }
     }
 
     /// The same on all threads; the split is over rows and columns only, so the result does not depend on it.

@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod decay;
 pub mod matrix;
 pub mod simd;
+mod small_product;
 pub mod triangular;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
@@ -212,6 +213,11 @@ impl Output {
 
     pub fn data(&mut self) -> &mut [f32] {
         &mut self.data
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.data.len()
     }
 
     pub fn tensor(self) -> Result<Tensor> {

@@ -8,7 +8,7 @@
 //! part of a with e^(n - G) * v, all exponents <= 0 or within the span of a block. The gradient of a is the key side's
 //! own product, [`Decay::product`] of the gradient of out with v.
 
-use super::super::matrix::{Mat, MatMut};
+use super::super::matrix::{Mat, MatMut, Triangle};
 use super::super::simd::simd;
 use super::{Block, Decay, Kind, Read, mask};
 
@@ -28,7 +28,8 @@ impl Decay {
         let turned = |a| if backward { Mat::t(a) } else { a };
         if self.kind != Kind::Vector {
             self.weigh(Read::After, a);
-            return to.product(1.0, turned(Mat::new(a, n, n)), from, 1.0);
+            let triangle = if backward { Triangle::LeftTransposed } else { Triangle::Left };
+            return to.product_in(triangle, 1.0, turned(Mat::new(a, n, n)), from, 1.0);
         }
         mask(Read::After, MatMut::new(a, n, n));
         let a = Mat::new(a, n, n);
@@ -47,7 +48,13 @@ impl Decay {
             });
             let product = &mut self.product[..targets.len() * w];
             let a = turned(a.block(rows.clone(), columns.clone()));
-            MatMut::new(product, targets.len(), w).product(1.0, a, Mat::new(&self.x, sources.len(), w), 0.0);
+            let triangle = match (rows == columns, backward) {
+                (false, _) => Triangle::None,
+                (true, false) => Triangle::Left,
+                (true, true) => Triangle::LeftTransposed,
+            };
+            let source = Mat::new(&self.x, sources.len(), w);
+            MatMut::new(product, targets.len(), w).product_in(triangle, 1.0, a, source, 0.0);
             simd!(|| {
                 let mixed = product.chunks_exact(w).zip(target_factors.chunks_exact(w));
                 for ((product, factors), i) in mixed.zip(targets.clone()) {

@@ -1,0 +1,48 @@
+//! The one place that chooses kernels by device, and records what they did.
+//!
+//! An [`Operator`] computes its outputs and its inputs' gradients by kernels of a device. A CUDA kernel becomes a pair
+//! of methods beside the CPU's and an arm in [`apply`]; what calls an operator stays as it is.
+
+use super::cpu::Output;
+use super::tape::{Var, record};
+use crate::{Error, Result};
+use candle_core::{Device, Tensor};
+
+/// A function of tensors with hand-written gradients.
+pub(super) trait Operator: 'static {
+    /// For messages.
+    const NAME: &'static str;
+    /// What the forward pass leaves for the backward pass beside the inputs.
+    type Kept: 'static;
+
+    /// Outputs. `keep`: a backward pass may follow; without it nothing need be kept.
+    fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)>;
+
+    /// The gradients of all inputs, of which those not `wanted` are dropped, from those of the outputs.
+    fn backward_cpu(
+        &self,
+        inputs: &[Tensor],
+        kept: Self::Kept,
+        wanted: &[bool],
+        gradients: &[Tensor],
+    ) -> Result<Vec<Output>>;
+}
+
+/// The outputs of an operator, recorded where an input is tracked.
+pub(super) fn apply<O: Operator>(operator: O, inputs: &[&Var]) -> Result<Vec<Var>> {
+    let values: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
+    let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
+    let (outputs, kept) = match values[0].device() {
+        Device::Cpu => operator.forward_cpu(&values, wanted.contains(&true))?,
+        device => return Err(Error::Internal(format!("{} has no kernel for {:?}", O::NAME, device.location()))),
+    };
+    let dims: Vec<Vec<usize>> = outputs.iter().map(|x| x.dims().to_vec()).collect();
+    record(inputs, outputs, move |gradients| {
+        let given = gradients.into_iter().zip(&dims);
+        let gradients = given.map(|(g, dims)| g.map_or_else(|| Output::zeros(dims).tensor(), |g| Ok(g.contiguous()?)));
+        let gradients = gradients.collect::<Result<Vec<_>>>()?;
+        let found = operator.backward_cpu(&values, kept, &wanted, &gradients)?;
+        let keep = |(want, d): (&bool, Output)| if *want { d.tensor().map(Some) } else { Ok(None) };
+        wanted.iter().zip(found).map(keep).collect()
+    })
+}
