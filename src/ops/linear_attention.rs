@@ -11,10 +11,13 @@
 //! Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and memory are linear in T.
 
 use super::Documents;
+use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, sum};
-use super::cpu::{Groups, Heads, Output, OutputPointer, Slice, matrix::Mat, matrix::MatMut};
+use super::cpu::{Groups, Heads, Output, OutputPointer, Slice};
+use super::operator::{Operator, apply};
+use super::recurrence::{PerState, keep_next};
 use super::sight::{Past, Sight, Tile, placed};
-use super::tape::{Var, record};
+use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -24,7 +27,8 @@ use std::sync::Arc;
 /// Queries of one chunk. At F = 128, V = 64 the products inside a chunk cost about as much as those with the state.
 pub const CHUNK: usize = 64;
 
-struct Call {
+/// One call. Its inputs are a, b, v, and S and z of the state before.
+struct CausalLinearAttention {
     groups: Groups,
     queries: usize,
     features: usize,
@@ -34,7 +38,7 @@ struct Call {
     past: Past,
 }
 
-impl Call {
+impl CausalLinearAttention {
     fn chunks(&self, batch: usize) -> impl DoubleEndedIterator<Item = (Tile, Keys)> + '_ {
         self.past.tiles(&self.documents, batch, CHUNK).map(|tile| {
             let keys = self.keys_of(&tile);
@@ -51,8 +55,10 @@ impl Call {
     fn keys_of(&self, chunk: &Tile) -> Keys {
         let first = self.entered(chunk.position);
         let positions = first..self.entered(chunk.end());
-        let seen = (chunk.position..chunk.end()).map(|p| self.entered(p + 1) - first).collect();
-        Keys { count: positions.len(), runs: chunk.columns(positions).collect(), seen }
+        let seen: Vec<usize> = (chunk.position..chunk.end()).map(|p| self.entered(p + 1) - first).collect();
+        let runs: Vec<_> = chunk.columns(positions.clone()).collect();
+        let triangular = runs.len() == 1 && seen.iter().enumerate().all(|(i, &seen)| seen == i + 1);
+        Keys { count: positions.len(), runs, seen, triangular }
     }
 
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
@@ -71,6 +77,14 @@ struct Keys {
     count: usize,
     /// How many of them each of the chunk's queries reads.
     seen: Vec<usize>,
+    /// One run, of which query i reads the first i + 1: half of the products is nothing.
+    triangular: bool,
+}
+
+impl Keys {
+    fn part(&self, triangle: Triangle) -> Triangle {
+        if self.triangular { triangle } else { Triangle::None }
+    }
 }
 
 /// What [`linear_attention`] returns.
@@ -106,21 +120,16 @@ pub fn linear_attention(
     }
     let groups = Groups { batch, heads, kv_heads };
     let (documents, past) = (documents.clone(), past.clone());
-    let call = Call { groups, queries, features, value_width, beside, documents, past };
+    let call = CausalLinearAttention { groups, queries, features, value_width, beside, documents, past };
     call.past.check(&call.documents, keys, |seen| call.entered(seen))?;
-    let zero = || {
-        let state = Output::zeros(&[batch, heads, features, value_width]).tensor()?;
-        Ok((Var::constant(state), Var::constant(Output::zeros(&[batch, heads, features]).tensor()?))) as Result<_>
-    };
     let (s0, z0) = match before {
         Some((s, z)) => (s.clone(), z.clone()),
-        None => zero()?,
+        None => {
+            let zeros = |dims: &[usize]| Ok(Var::constant(Output::zeros(dims).tensor()?)) as Result<_>;
+            (zeros(&[batch, heads, features, value_width])?, zeros(&[batch, heads, features])?)
+        }
     };
-    let inputs = [a, b, v, &s0, &z0];
-    let outputs = forward(&call, &inputs.map(|x| x.value().clone()))?;
-    let wanted = inputs.map(Var::tracked);
-    let values = inputs.map(|x| x.value().clone());
-    let vars = record(&inputs, outputs, move |g| backward(&call, values, wanted, g))?;
+    let vars = apply(call, &[a, b, v, &s0, &z0])?;
     let [num, den, state, normaliser] = vars.try_into().ok().expect("four outputs");
     Ok(LinearAttention { num, den, state, normaliser })
 }
@@ -132,7 +141,8 @@ fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys,
     buffer.resize(a.rows * n, 0.0);
     for (place, run) in placed(&keys.runs) {
         let mut all = MatMut::new(buffer, a.rows, n);
-        all.block(0..a.rows, place).product(1.0, a, b.head(batch, head, run).t(), 0.0);
+        let triangle = keys.part(Triangle::Output);
+        all.block(0..a.rows, place).product_in(triangle, 1.0, a, b.head(batch, head, run).t(), 0.0);
     }
     if n > 0 {
         for (row, &seen) in buffer.chunks_exact_mut(n).zip(&keys.seen) {
@@ -147,175 +157,160 @@ fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
     simd!(|| (0..b.rows).for_each(|r| axpy(z, 1.0, b.row(r))));
 }
 
-fn forward(call: &Call, inputs: &[Tensor; 5]) -> Result<Vec<Tensor>> {
-    let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
-    let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
-    let Call { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *call;
-    let mut num = Output::padded(&[batch, queries, heads, value_width], &call.documents);
-    let mut den = Output::padded(&[batch, queries, heads], &call.documents);
-    let mut state = Output::unwritten(&[batch, heads, features, value_width]);
-    let mut normaliser = Output::unwritten(&[batch, heads, features]);
-    let (num_at, den_at) = (num.pointer(), den.pointer());
-    let (state_at, normaliser_at) = (state.pointer(), normaliser.pointer());
-    call.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
-        for h in call.groups.heads_of(g) {
-            let row = i * heads + h;
-            // SAFETY: state and normaliser of (i, h) belong to this task.
-            let (s, z) = unsafe {
-                (state_at.slice(row * call.state(), call.state()), normaliser_at.slice(row * features, features))
-            };
-            s.copy_from_slice(&s0[row * call.state()..][..call.state()]);
-            z.copy_from_slice(&z0[row * features..][..features]);
-            for (chunk, keys) in call.chunks(i) {
-                if chunk.fresh {
-                    s.fill(0.0);
-                    z.fill(0.0);
-                }
-                let a = a.head(i, h, chunk.tokens.clone());
-                masked_product(a, &b, (i, h), &keys, p);
-                // SAFETY: rows of head h of batch row i.
-                let mut out = unsafe {
-                    let start = call.at(i, chunk.tokens.start, h) * value_width;
-                    num_at.rows(start, a.rows, value_width, heads * value_width)
-                };
-                out.product(1.0, a, Mat::new(s, features, value_width), 0.0);
-                let inside = Mat::new(p, a.rows, keys.count);
-                for (place, run) in placed(&keys.runs) {
-                    out.product(1.0, inside.block(0..a.rows, place), v.head(i, g, run), 1.0);
-                }
-                simd!(|| {
-                    for (r, query) in chunk.tokens.clone().enumerate() {
-                        let inside = sum(&p[r * keys.count..][..keys.count]);
-                        // SAFETY: (i, query, h) belongs to this task.
-                        unsafe { den_at.slice(call.at(i, query, h), 1)[0] = dot(a.row(r), z) + inside };
-                    }
-                });
-                for run in keys.runs {
-                    absorb(s, z, b.head(i, h, run.clone()), v.head(i, g, run));
-                }
-            }
-        }
-    });
-    Ok(vec![num.tensor()?, den.tensor()?, state.tensor()?, normaliser.tensor()?])
-}
+impl Operator for CausalLinearAttention {
+    const NAME: &'static str = "linear attention";
+    /// S and z before every chunk.
+    type Kept = PerState;
 
-/// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
-/// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum, r += A^T dden.
-/// The state before every chunk is computed once more, forward, and kept for the one head at hand.
-/// Later documents of a row begin with nothing: no gradient passes to the state before them.
-fn backward(
-    call: &Call,
-    inputs: [Tensor; 5],
-    wanted: [bool; 5],
-    g: Vec<Option<Tensor>>,
-) -> Result<Vec<Option<Tensor>>> {
-    let Call { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *call;
-    let size = call.state();
-    let dims = [
-        vec![batch, queries, heads, value_width],
-        vec![batch, queries, heads],
-        vec![batch, heads, features, value_width],
-        vec![batch, heads, features],
-    ];
-    let mut grads = Vec::with_capacity(4);
-    for (g, dims) in g.into_iter().zip(&dims) {
-        grads.push(g.map_or_else(|| Output::zeros(dims).tensor(), Ok)?);
-    }
-    let (dnum, dden) = (Heads::of(&grads[0])?, Slice::of(&grads[1])?);
-    let (ds_end, dz_end) = (Slice::of(&grads[2])?, Slice::of(&grads[3])?);
-    let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
-    let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
-    let mut out = inputs.each_ref().map(|x| Output::zeros(x.dims()));
-    let at = out.each_mut().map(Output::pointer);
-
-    call.groups.tasks().for_each_init(Scratch::default, |scratch, (i, kv)| {
-        let chunks: Vec<_> = call.chunks(i).collect();
-        for h in call.groups.heads_of(kv) {
-            let row = i * heads + h;
-            scratch.states.resize(chunks.len() * (size + features), 0.0);
-            let (mut s, mut z) = (s0[row * size..][..size].to_vec(), z0[row * features..][..features].to_vec());
-            for ((chunk, keys), kept) in chunks.iter().zip(scratch.states.chunks_exact_mut(size + features)) {
-                if chunk.fresh {
-                    s.fill(0.0);
-                    z.fill(0.0);
-                }
-                kept[..size].copy_from_slice(&s);
-                kept[size..].copy_from_slice(&z);
-                for run in &keys.runs {
-                    absorb(&mut s, &mut z, b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
-                }
-            }
-            let (mut big_r, mut small_r) = (s, z);
-            big_r.copy_from_slice(&ds_end[row * size..][..size]);
-            small_r.copy_from_slice(&dz_end[row * features..][..features]);
-            for (c, (chunk, keys)) in chunks.iter().enumerate().rev() {
-                let (s, z) = scratch.states[c * (size + features)..][..size + features].split_at(size);
-                let n = keys.count;
-                let (a, dnum) = (a.head(i, h, chunk.tokens.clone()), dnum.head(i, h, chunk.tokens.clone()));
-                let rows = a.rows;
-                masked_product(dnum, &v, (i, kv), keys, &mut scratch.dp);
-                simd!(|| {
-                    for (r, query) in chunk.tokens.clone().enumerate() {
-                        let extra = dden[call.at(i, query, h)];
-                        scratch.dp[r * n..][..keys.seen[r]].iter_mut().for_each(|d| *d += extra);
+    fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, PerState)> {
+        let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
+        let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
+        let Self { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *self;
+        let size = self.state();
+        let kept = PerState::new(batch, heads, keep, |row| self.chunks(row).count() * (size + features));
+        let mut num = Output::padded(&[batch, queries, heads, value_width], &self.documents);
+        let mut den = Output::padded(&[batch, queries, heads], &self.documents);
+        let mut state = Output::unwritten(&[batch, heads, features, value_width]);
+        let mut normaliser = Output::unwritten(&[batch, heads, features]);
+        let (num_at, den_at) = (num.pointer(), den.pointer());
+        let (state_at, normaliser_at) = (state.pointer(), normaliser.pointer());
+        self.groups.tasks().for_each_init(Vec::new, |p, (i, g)| {
+            for h in self.groups.heads_of(g) {
+                let row = i * heads + h;
+                // SAFETY: state and normaliser of (i, h) belong to this task.
+                let (s, z) =
+                    unsafe { (state_at.slice(row * size, size), normaliser_at.slice(row * features, features)) };
+                let mut kept = unsafe { kept.of(i, h) };
+                s.copy_from_slice(&s0[row * size..][..size]);
+                z.copy_from_slice(&z0[row * features..][..features]);
+                for (chunk, keys) in self.chunks(i) {
+                    if chunk.fresh {
+                        s.fill(0.0);
+                        z.fill(0.0);
                     }
-                });
-                if wanted[2] {
-                    masked_product(a, &b, (i, h), keys, &mut scratch.p);
-                }
-                // SAFETY: rows of head h of batch row i: this task's alone.
-                let mut da = unsafe { head_rows(at[0], &inputs[0], i, h, &chunk.tokens) };
-                if wanted[0] {
-                    da.product(1.0, dnum, Mat::new(s, features, value_width).t(), 0.0);
-                }
-                for (place, run) in placed(&keys.runs) {
-                    let dp = Mat::new(&scratch.dp, rows, n).block(0..rows, place.clone());
-                    let (b, v) = (b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
-                    if wanted[0] {
-                        da.product(1.0, dp, b, 1.0);
+                    if keep {
+                        keep_next(&mut kept, s);
+                        keep_next(&mut kept, z);
                     }
-                    if wanted[1] {
-                        // SAFETY: rows of head h of batch row i: this task's alone.
-                        let mut db = unsafe { head_rows(at[1], &inputs[1], i, h, &run) };
-                        db.product(1.0, v, Mat::new(&big_r, features, value_width).t(), 0.0);
-                        db.product(1.0, dp.t(), a, 1.0);
-                        simd!(|| (0..run.len()).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
+                    let a = a.head(i, h, chunk.tokens.clone());
+                    masked_product(a, &b, (i, h), &keys, p);
+                    // SAFETY: rows of head h of batch row i.
+                    let mut out = unsafe {
+                        let start = self.at(i, chunk.tokens.start, h) * value_width;
+                        num_at.rows(start, a.rows, value_width, heads * value_width)
+                    };
+                    out.product(1.0, a, Mat::new(s, features, value_width), 0.0);
+                    let inside = Mat::new(p, a.rows, keys.count);
+                    for (place, run) in placed(&keys.runs) {
+                        let inside = inside.block(0..a.rows, place);
+                        out.product_in(keys.part(Triangle::Left), 1.0, inside, v.head(i, g, run), 1.0);
                     }
-                    if wanted[2] {
-                        // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
-                        let mut dv = unsafe { head_rows(at[2], &inputs[2], i, kv, &run) };
-                        dv.product(1.0, b, Mat::new(&big_r, features, value_width), 1.0);
-                        dv.product(1.0, Mat::new(&scratch.p, rows, n).block(0..rows, place).t(), dnum, 1.0);
-                    }
-                }
-                if wanted[0] {
                     simd!(|| {
                         for (r, query) in chunk.tokens.clone().enumerate() {
-                            axpy(da.row(r), dden[call.at(i, query, h)], z);
+                            let inside = sum(&p[r * keys.count..][..keys.seen[r]]);
+                            // SAFETY: (i, query, h) belongs to this task.
+                            unsafe { den_at.slice(self.at(i, query, h), 1)[0] = dot(a.row(r), z) + inside };
+                        }
+                    });
+                    for run in keys.runs {
+                        absorb(s, z, b.head(i, h, run.clone()), v.head(i, g, run));
+                    }
+                }
+            }
+        });
+        Ok((vec![num.tensor()?, den.tensor()?, state.tensor()?, normaliser.tensor()?], kept))
+    }
+
+    /// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
+    /// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum,
+    /// r += A^T dden. Later documents of a row begin with nothing: no gradient passes to the state before them.
+    fn backward_cpu(&self, inputs: &[Tensor], kept: PerState, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+        let Self { groups: Groups { heads, .. }, features, value_width, .. } = *self;
+        let size = self.state();
+        let (dnum, dden) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
+        let (ds_end, dz_end) = (Slice::of(&up[2])?, Slice::of(&up[3])?);
+        let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
+        // Keys that a window still holds have entered nothing: their gradients stay zero.
+        let mut out: Vec<Output> = inputs.iter().map(|x| Output::zeros(x.dims())).collect();
+        let at: Vec<_> = out.iter_mut().map(Output::pointer).collect();
+
+        self.groups.tasks().for_each_init(Default::default, |(p, dp): &mut (Vec<f32>, Vec<f32>), (i, kv)| {
+            let chunks: Vec<_> = self.chunks(i).collect();
+            for h in self.groups.heads_of(kv) {
+                let row = i * heads + h;
+                // SAFETY: what was kept of (i, h).
+                let states = unsafe { kept.of(i, h) };
+                let mut big_r = ds_end[row * size..][..size].to_vec();
+                let mut small_r = dz_end[row * features..][..features].to_vec();
+                for ((chunk, keys), before) in chunks.iter().zip(states.chunks_exact(size + features)).rev() {
+                    let (s, z) = before.split_at(size);
+                    let n = keys.count;
+                    let (a, dnum) = (a.head(i, h, chunk.tokens.clone()), dnum.head(i, h, chunk.tokens.clone()));
+                    let rows = a.rows;
+                    masked_product(dnum, &v, (i, kv), keys, dp);
+                    simd!(|| {
+                        for (r, query) in chunk.tokens.clone().enumerate() {
+                            let extra = dden[self.at(i, query, h)];
+                            dp[r * n..][..keys.seen[r]].iter_mut().for_each(|d| *d += extra);
+                        }
+                    });
+                    if wanted[2] {
+                        masked_product(a, &b, (i, h), keys, p);
+                    }
+                    // SAFETY: rows of head h of batch row i: this task's alone.
+                    let mut da = unsafe { head_rows(at[0], &inputs[0], i, h, &chunk.tokens) };
+                    if wanted[0] {
+                        da.product(1.0, dnum, Mat::new(s, features, value_width).t(), 0.0);
+                    }
+                    let (left, turned) = (keys.part(Triangle::Left), keys.part(Triangle::LeftTransposed));
+                    for (place, run) in placed(&keys.runs) {
+                        let dp = Mat::new(dp, rows, n).block(0..rows, place.clone());
+                        let (b, v) = (b.head(i, h, run.clone()), v.head(i, kv, run.clone()));
+                        if wanted[0] {
+                            da.product_in(left, 1.0, dp, b, 1.0);
+                        }
+                        if wanted[1] {
+                            // SAFETY: rows of head h of batch row i: this task's alone.
+                            let mut db = unsafe { head_rows(at[1], &inputs[1], i, h, &run) };
+                            db.product(1.0, v, Mat::new(&big_r, features, value_width).t(), 0.0);
+                            db.product_in(turned, 1.0, dp.t(), a, 1.0);
+                            simd!(|| (0..run.len()).for_each(|r| axpy(db.row(r), 1.0, &small_r)));
+                        }
+                        if wanted[2] {
+                            // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
+                            let mut dv = unsafe { head_rows(at[2], &inputs[2], i, kv, &run) };
+                            dv.product(1.0, b, Mat::new(&big_r, features, value_width), 1.0);
+                            dv.product_in(turned, 1.0, Mat::new(p, rows, n).block(0..rows, place).t(), dnum, 1.0);
+                        }
+                    }
+                    if wanted[0] {
+                        simd!(|| {
+                            for (r, query) in chunk.tokens.clone().enumerate() {
+                                axpy(da.row(r), dden[self.at(i, query, h)], z);
+                            }
+                        });
+                    }
+                    if chunk.fresh {
+                        big_r.fill(0.0);
+                        small_r.fill(0.0);
+                        continue;
+                    }
+                    MatMut::new(&mut big_r, features, value_width).product(1.0, a.t(), dnum, 1.0);
+                    simd!(|| {
+                        for (r, query) in chunk.tokens.clone().enumerate() {
+                            axpy(&mut small_r, dden[self.at(i, query, h)], a.row(r));
                         }
                     });
                 }
-                if chunk.fresh {
-                    big_r.fill(0.0);
-                    small_r.fill(0.0);
-                    continue;
+                // SAFETY: the state of (i, h).
+                unsafe {
+                    at[3].slice(row * size, size).copy_from_slice(&big_r);
+                    at[4].slice(row * features, features).copy_from_slice(&small_r);
                 }
-                MatMut::new(&mut big_r, features, value_width).product(1.0, a.t(), dnum, 1.0);
-                simd!(|| {
-                    for (r, query) in chunk.tokens.clone().enumerate() {
-                        axpy(&mut small_r, dden[call.at(i, query, h)], a.row(r));
-                    }
-                });
             }
-            // SAFETY: the state of (i, h).
-            unsafe {
-                at[3].slice(row * size, size).copy_from_slice(&big_r);
-                at[4].slice(row * features, features).copy_from_slice(&small_r);
-            }
-        }
-    });
-    let keep = |(want, d): (bool, Output)| if want { d.tensor().map(Some) } else { Ok(None) };
-    wanted.into_iter().zip(out).map(keep).collect()
+        });
+        Ok(out)
+    }
 }
 
 /// Rows `tokens` of head `head` in a buffer of `like`'s shape, [B, T, heads, width].
@@ -332,15 +327,6 @@ unsafe fn head_rows<'a>(
     let &[_, total, heads, width] = like.dims() else { unreachable!("four dimensions were checked") };
     let start = ((batch * total + tokens.start) * heads + head) * width;
     unsafe { to.rows(start, tokens.len(), width, heads * width) }
-}
-
-/// Buffers that a thread keeps between heads.
-#[derive(Default)]
-struct Scratch {
-    /// S and z before every chunk of the head at hand.
-    states: Vec<f32>,
-    p: Vec<f32>,
-    dp: Vec<f32>,
 }
 
 /// Keys that enter the state with one token.

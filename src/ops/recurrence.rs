@@ -113,21 +113,25 @@ pub(super) struct PerState {
 impl PerState {
     /// `width` numbers for every chunk.
     pub fn of_chunks(sizes: &Sizes, width: usize, keep: bool) -> Self {
-        Self::new(sizes, keep, |row| sizes.documents.chunks(row, CHUNK).count() * width)
+        Self::new(sizes.sharing.batch, sizes.sharing.states, keep, |row| {
+            sizes.documents.chunks(row, CHUNK).count() * width
+        })
     }
 
     /// `width` numbers for every token of a document.
     pub fn of_tokens(sizes: &Sizes, width: usize, keep: bool) -> Self {
-        Self::new(sizes, keep, |row| sizes.documents.chunks(row, CHUNK).map(|c| c.tokens.len()).sum::<usize>() * width)
+        let tokens = |row| sizes.documents.chunks(row, CHUNK).map(|c| c.tokens.len()).sum::<usize>();
+        Self::new(sizes.sharing.batch, sizes.sharing.states, keep, |row| tokens(row) * width)
     }
 
     /// A number for every pair of tokens of a chunk.
     pub fn of_pairs(sizes: &Sizes, keep: bool) -> Self {
-        Self::new(sizes, keep, |row| sizes.documents.chunks(row, CHUNK).map(|c| c.tokens.len().pow(2)).sum())
+        let pairs = |row| sizes.documents.chunks(row, CHUNK).map(|c| c.tokens.len().pow(2)).sum();
+        Self::new(sizes.sharing.batch, sizes.sharing.states, keep, pairs)
     }
 
-    fn new(sizes: &Sizes, keep: bool, numbers: impl Fn(usize) -> usize) -> Self {
-        let Sharing { batch, states, .. } = sizes.sharing;
+    /// As many as `numbers` says for every state of a batch row; none unless `keep`.
+    pub fn new(batch: usize, states: usize, keep: bool, numbers: impl Fn(usize) -> usize) -> Self {
         let (mut rows, mut total) = (vec![], 0);
         for row in 0..batch {
             let numbers = if keep { numbers(row) } else { 0 };
