@@ -49,7 +49,7 @@ fn controls_show_what_each_branch_does() {
     let untrained = student(&model, Some(16), &[]);
     let report = run(&model, Some(&untrained), Some(&model), &some_windows());
     let names: Vec<&str> = report.controls.iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(names, ["window only", "linear only", "bare window"]);
+    assert_eq!(names, ["window only", "linear only", "bare window", "silent mixer"]);
     let perplexity = |i: usize| report.controls[i].score.perplexity;
     assert_eq!(perplexity(0), perplexity(2), "nothing was trained: the bare window is the student's");
     assert!(perplexity(1) > perplexity(0) && report.model.kl.unwrap() > 0.0);
