@@ -88,8 +88,13 @@ pub(super) fn settings(recipe: &Recipe) -> Result<Value> {
 
 /// An error on one line, with every mistake of a recipe.
 pub(super) fn reason(error: &Error) -> String {
+    // Before a mistake in the student stands the override that the combination is, and nobody has typed.
+    let bare = |what: &str| match what.split_once("`: ") {
+        Some((place, rest)) if place.starts_with("`--set student=") => rest.to_string(),
+        _ => what.to_string(),
+    };
     match error {
-        Error::Recipe { mistakes, .. } => mistakes.iter().map(|m| m.what.as_str()).collect::<Vec<_>>().join("; "),
+        Error::Recipe { mistakes, .. } => mistakes.iter().map(|m| bare(&m.what)).collect::<Vec<_>>().join("; "),
         error => error.to_string(),
     }
 }
