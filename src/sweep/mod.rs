@@ -47,6 +47,7 @@ impl Sweep<'_> {
     pub fn run(&self, machine: Machine, progress: &mut dyn Progress) -> Result<()> {
         // What is wrong with teacher, texts or stages is wrong for every mixer, and said before anything is written.
         Plan::new(self.recipe, self.folder, machine)?;
+        std::fs::create_dir_all(self.folder).map_err(Error::io(self.folder, "make the folder"))?;
         let all = self.combinations.len();
         for (index, combination) in self.combinations.iter().enumerate() {
             check_interrupt()?;

@@ -130,6 +130,11 @@ fn tables_say_what_the_reports_say() {
     let reason = "- retention, window 64: a window of 64 keys covers the whole training window of 64 tokens";
     assert!(ran.stdout.contains(reason), "{}", ran.stdout);
 
+    // Also where no run has made the folder.
+    let alone = t.run("nothing but that", &into(&[&sweep[..5], &["64"]].concat(), "refused"));
+    assert_eq!(alone.status, Some(0), "{}", alone.stderr);
+    assert!(alone.stdout.contains(reason) && t.path("refused/retention-window64.json").exists(), "{}", alone.stdout);
+
     let output = subquad(&t.path(""), &[&sweep[..], &["--table", "--json"]].concat()).output().unwrap();
     let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(rows.as_array().unwrap().len(), 3);
