@@ -27,7 +27,7 @@
 //! - [`train`]: AdamW, schedules, the layer-by-layer backward pass, the loop.
 //! - [`stage`], [`evaluate`], [`export`]: what a conversion is made of.
 //! - [`recipe`]: TOML to typed data, all mistakes at once with their places, and the JSON Schema.
-//! - [`plan`], [`run`], [`cli`]: what will be done, doing it, saying it.
+//! - [`plan`], [`run`], [`sweep`], [`cli`]: what will be done, doing it, with each mixer in turn, saying it.
 //!
 //! # Shapes
 //! These letters mean the same everywhere, in names, docs and errors:
@@ -82,6 +82,7 @@ pub mod progress;
 pub mod recipe;
 pub mod run;
 pub mod stage;
+pub mod sweep;
 pub mod text;
 pub mod train;
 

@@ -2,10 +2,12 @@
 
 mod common;
 
+use candle_core::Tensor;
 use common::models::{student, teacher};
 use subquad::checkpoint::load_tensors;
 use subquad::evaluate::{EvaluationText, Report, evaluate};
-use subquad::model::{Model, Student};
+use subquad::mixer::Branches;
+use subquad::model::{Flow, Model, Student, Tap, Target, View};
 use subquad::progress::Silent;
 use subquad::text::Windows;
 
@@ -39,8 +41,41 @@ fn students_that_lost_nothing_equal_their_teacher() {
     for student in [student(&model, Some(16), &[0, 1, 2, 3, 4]), student(&model, Some(64), &[])] {
         let report = run(&model, Some(&student), Some(&model), &some_windows());
         assert!((report.ratio().unwrap() - 1.0).abs() < 1e-6, "{report:?}");
+        assert!(report.layer_error().is_none_or(|error| error < 1e-6), "{report:?}");
         assert!(report.model.kl.unwrap().abs() < 1e-6 && report.model.top1.unwrap() > 0.999, "{report:?}");
     }
+}
+
+/// Of an untrained student, whose projections are the teacher's: both outputs through the teacher's last projection.
+#[test]
+fn layer_errors_are_those_of_their_definition() {
+    let model = teacher("stories260K");
+    let untrained = student(&model, Some(16), &[3]);
+    let windows = some_windows();
+    let report = run(&model, Some(&untrained), Some(&model), &windows);
+    let ids: Vec<u32> = (0..windows.len()).flat_map(|i| windows.get(i).to_vec()).collect();
+    let mut layers = vec![];
+    let view = View::student(&model, &untrained);
+    let tap = &mut |tap: Tap| {
+        if untrained.replaced(tap.layer) {
+            let bound = view.bind(tap.layer, None, |_| false).mixer;
+            let own = untrained.mixer(tap.layer).mix(tap.heads, &bound, None, Branches::Both)?;
+            let o = model.layers[tap.layer].weight(Target::O).t()?;
+            let [own, target] = [own.value(), tap.output.value()].map(|x| x.flatten_from(2)?.broadcast_matmul(&o));
+            let (own, target) = (own?, target?);
+            let square = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
+            layers.push((tap.layer, f64::from(square(&(own - &target)?)? / square(&target)?)));
+        }
+        Ok(Flow::Continue)
+    };
+    View::teacher(&model).run(&ids, windows.len(), tap).unwrap();
+    assert_eq!(layers.iter().map(|l| l.0).collect::<Vec<_>>(), [0, 1, 2, 4]);
+    assert_eq!(report.layer_errors.len(), layers.len());
+    for (got, (layer, want)) in report.layer_errors.iter().zip(&layers) {
+        assert!(got.layer == *layer && (got.error / want - 1.0).abs() < 1e-4, "{got:?} instead of {want}");
+    }
+    let mean = layers.iter().map(|l| l.1).sum::<f64>() / 4.0;
+    assert!((report.layer_error().unwrap() / mean - 1.0).abs() < 1e-4 && mean > 0.0);
 }
 
 #[test]
@@ -49,9 +84,10 @@ fn controls_show_what_each_branch_does() {
     let untrained = student(&model, Some(16), &[]);
     let report = run(&model, Some(&untrained), Some(&model), &some_windows());
     let names: Vec<&str> = report.controls.iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(names, ["window only", "linear only", "bare window"]);
+    assert_eq!(names, ["window only", "linear only", "bare window", "silent mixer"]);
     let perplexity = |i: usize| report.controls[i].score.perplexity;
     assert_eq!(perplexity(0), perplexity(2), "nothing was trained: the bare window is the student's");
+    assert!(perplexity(3) > perplexity(0), "silence is worse than a window");
     assert!(perplexity(1) > perplexity(0) && report.model.kl.unwrap() > 0.0);
 
     let linear = student(&model, None, &[]);

@@ -17,6 +17,7 @@ const ORDER: &[&[&str]] = &[
     &["recipe"],
     &["plan"],
     &["run", "report"],
+    &["sweep"],
     &["cli"],
 ];
 

@@ -109,6 +109,8 @@ fn a_run_leaves_what_it_promises_and_a_second_one_does_nothing_twice() {
     assert_eq!(metrics(&folder).len(), 32);
     Checkpoint::open(&Location::resolve(folder.join("model").to_str().unwrap(), None).unwrap()).unwrap();
 
+    let report = || std::fs::read(folder.join("3-evaluate/report.json")).unwrap();
+    let first = report();
     let again = run(&folder, &[]);
     assert!(again.begun.iter().all(|(what, _)| what.starts_with("tokenize")), "{:?}", again.begun);
     assert_eq!(again.said.iter().filter(|s| s.contains("finished before")).count(), 3, "{:?}", again.said);
@@ -118,6 +120,12 @@ fn a_run_leaves_what_it_promises_and_a_second_one_does_nothing_twice() {
     let works: Vec<&str> = changed.begun.iter().map(|(w, _)| w.as_str()).collect();
     assert!(!works.contains(&"attention transfer") && works.contains(&"LoRA"), "{works:?}");
     assert_eq!(metrics(&folder).len(), 32);
+
+    // The change undone: what lies in the folders is of the changed recipe.
+    let back = run(&folder, &[]);
+    let works: Vec<&str> = back.begun.iter().map(|(w, _)| w.as_str()).collect();
+    assert!(works.contains(&"LoRA") && works.iter().any(|w| w.starts_with("evaluate")), "{works:?}");
+    assert_eq!(report(), first, "the report is of the recipe");
 }
 
 /// A run that is killed in the middle of a stage goes on from its last save and ends with the same bits.

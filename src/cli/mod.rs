@@ -19,6 +19,7 @@ mod progress;
 mod recipes;
 mod schema;
 mod stop;
+mod sweep;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ const START: &str = "Start with: subquad convert quickstart";
 #[derive(Subcommand)]
 enum Command {
     Convert(convert::Args),
+    Sweep(sweep::Args),
     Plan(plan::Args),
     Check(check::Args),
     Inspect(inspect::Args),
@@ -62,6 +64,7 @@ impl Command {
     fn run(&self, printer: &Printer) -> Result<()> {
         match self {
             Command::Convert(args) => args.run(printer),
+            Command::Sweep(args) => args.run(printer),
             Command::Plan(args) => args.run(printer),
             Command::Check(args) => args.run(printer),
             Command::Inspect(args) => args.run(printer),
@@ -94,8 +97,8 @@ pub fn run() -> ExitCode {
         Ok(Err(error)) if printer::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             match (&error, &cli.command) {
-                // Only a conversion can be continued.
-                (Error::Interrupted, Command::Convert(_)) => printer.error(&error),
+                // Only conversions can be continued.
+                (Error::Interrupted, Command::Convert(_) | Command::Sweep(_)) => printer.error(&error),
                 (Error::Interrupted, _) => printer.note("interrupted"),
                 _ => printer.error(&error),
             }

@@ -3,9 +3,10 @@
 //! A text is tokenised once and cut into consecutive windows of `sequence` tokens; each predicts its last
 //! `sequence - 1`. All models see a batch of windows together, so that one pass over the logits serves them all.
 
+mod layers;
 pub mod report;
 
-pub use report::{Control, Report, Score};
+pub use report::{Control, LayerError, Report, Score};
 
 use crate::mixer::Branches;
 use crate::model::{Model, Student, View};
@@ -26,7 +27,9 @@ pub struct EvaluationText<'a> {
 }
 
 /// Scores `student` on `model`'s weights (or `model` alone), the teacher, and the controls of a student: its window
-/// only, its linear branch only, and the teacher with nothing but the window, nothing trained.
+/// only, its linear branch only, the teacher with nothing but the window, nothing trained, and its mixers silent. With
+/// a teacher also how far each layer is from the teacher's, on the first 4096 tokens of the text (at least
+/// one window).
 pub fn evaluate(
     model: &Model,
     student: Option<&Student>,
@@ -43,9 +46,8 @@ pub fn evaluate(
             views.push(("window only", main.with(Branches::WindowOnly)));
             views.push(("linear only", main.with(Branches::LinearOnly)));
             views.extend(teacher.map(|t| ("bare window", bare(t, student))));
-        } else {
-            views.push(("silent mixer", main.with(Branches::WindowOnly)));
         }
+        views.push(("silent mixer", main.silent()));
     }
     if let Some(teacher) = teacher.filter(|t| t.spec.vocab != model.spec.vocab) {
         return Err(Error::usage(
@@ -58,12 +60,16 @@ pub fn evaluate(
     let sequence = windows.sequence();
     let batch = (BATCH_TOKENS / sequence).max(1);
     let mut sums = vec![Sums::default(); views.len()];
+    let mut layer_errors = vec![];
     progress.begin(&format!("evaluate on {}", text.name), 0, (windows.len() * sequence) as u64, Unit::Tokens);
     for first in (0..windows.len()).step_by(batch) {
         check_interrupt()?;
         let rows = first..(first + batch).min(windows.len());
         let ids: Vec<u32> = rows.clone().flat_map(|i| windows.get(i).iter().copied()).collect();
         let targets = head::next_tokens(&ids, sequence);
+        if let (0, Some(teacher), Some(student)) = (first, teacher, student) {
+            layer_errors = layers::errors(teacher, student, &main, &ids, rows.len())?;
+        }
         let hidden: Vec<Tensor> = views.iter().map(|(_, v)| v.hidden(&ids, rows.len())).collect::<Result<_>>()?;
         let part = score(&views, &hidden, &targets)?;
         for (sum, part) in sums.iter_mut().zip(&part) {
@@ -80,6 +86,7 @@ pub fn evaluate(
         sequence,
         model: scored(&own, teacher.is_some()),
         teacher_perplexity: named("teacher").map(|s| scored(&s, false).perplexity),
+        layer_errors,
         controls: views
             .iter()
             .zip(&sums)

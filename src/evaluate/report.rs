@@ -1,11 +1,12 @@
 //! What an evaluation says.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One model on one text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// exp of the mean negative log-likelihood.
+    #[serde(deserialize_with = "number")]
     pub perplexity: f64,
     /// Mean KL(teacher || model) per token, nats; absent without a teacher.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -29,10 +30,28 @@ pub struct Report {
     pub model: Score,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub teacher_perplexity: Option<f64>,
+    /// Of every replaced layer, on the first 4096 tokens; none without a teacher.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub layer_errors: Vec<LayerError>,
     /// Controls of a converted model: `window only` and `linear only` switch a branch of it off; `bare window` is the
-    /// teacher with nothing but the window, nothing trained.
+    /// teacher with nothing but the window, nothing trained; `silent mixer` has zero in place of every replaced
+    /// layer's attention.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub controls: Vec<Control>,
+}
+
+/// Squared error of what a layer's attention adds to its input, relative to what the teacher's adds to the same input,
+/// the teacher's own: 1 is what silence has.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LayerError {
+    pub layer: usize,
+    #[serde(deserialize_with = "number")]
+    pub error: f64,
+}
+
+/// JSON has no word for what is not finite and writes `null`.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// A control and its score.
@@ -47,5 +66,16 @@ impl Report {
     /// Perplexity over the teacher's.
     pub fn ratio(&self) -> Option<f64> {
         self.teacher_perplexity.map(|t| self.model.perplexity / t)
+    }
+
+    /// The mean over the layers.
+    pub fn layer_error(&self) -> Option<f64> {
+        let errors = &self.layer_errors;
+        (!errors.is_empty()).then(|| errors.iter().map(|e| e.error).sum::<f64>() / errors.len() as f64)
+    }
+
+    /// The score of a control.
+    pub fn control(&self, name: &str) -> Option<&Score> {
+        self.controls.iter().find(|c| c.name == name).map(|c| &c.score)
     }
 }

@@ -18,6 +18,8 @@ pub struct View<'a> {
     pub model: &'a Model,
     pub student: Option<&'a Student>,
     pub branches: Branches,
+    /// The output of every replaced layer's mixer is zero.
+    silent: bool,
     /// Leave the student's adapter out.
     without_adapter: bool,
 }
@@ -51,7 +53,7 @@ pub enum Flow {
 
 impl<'a> View<'a> {
     pub fn teacher(model: &'a Model) -> Self {
-        View { model, student: None, branches: Branches::Both, without_adapter: false }
+        View { model, student: None, branches: Branches::Both, silent: false, without_adapter: false }
     }
 
     pub fn student(model: &'a Model, student: &'a Student) -> Self {
@@ -71,6 +73,11 @@ impl<'a> View<'a> {
     /// The same with a branch of its mixers switched off.
     pub fn with(self, branches: Branches) -> Self {
         View { branches, ..self }
+    }
+
+    /// The same with zero in place of what its mixers and the windows beside them say.
+    pub fn silent(self) -> Self {
+        View { silent: true, ..self }
     }
 
     /// Runs `f` with the mixer of a layer.
@@ -132,12 +139,34 @@ impl<'a> View<'a> {
         Ok(heads.of_layer(h, Some(angles.clone())))
     }
 
+    /// The mixer's output [B, T, H, V] without a state.
+    fn mix(&self, layer: usize, heads: &Heads, vars: &LayerVars) -> Result<Var> {
+        match self.student {
+            Some(student) if self.silent && student.replaced(layer) => Ok(Var::constant(heads.q.value().zeros_like()?)),
+            _ => self.mixer(layer, |m| m.mix(heads, &vars.mixer, None, self.branches)),
+        }
+    }
+
+    /// What attention adds to a block's input, [B, T, D], from its mixer's output.
+    fn attended(&self, layer: usize, mixed: &Var, vars: &LayerVars) -> Result<Var> {
+        let spec = &self.model.spec;
+        let (b, t, ..) = mixed.value().dims4()?;
+        let mixed = mixed.reshape(&[b, t, spec.heads * spec.head_width])?;
+        self.linear(layer, Target::O, &mixed, vars)
+    }
+
+    /// What attention adds to a block's input `x` [B, T, D], without gradients: [B, T, D].
+    pub fn attention(&self, layer: usize, x: &Var) -> Result<Tensor> {
+        let vars = self.bind(layer, None, |_| false);
+        let angles = self.model.rotary.angles(0, x.value().dim(1)?);
+        let heads = self.project(layer, x, &vars, &angles)?;
+        Ok(self.attended(layer, &self.mix(layer, &heads, &vars)?, &vars)?.value().clone())
+    }
+
     /// A block's output from its input and its mixer's output.
     pub fn complete(&self, layer: usize, x: &Var, mixed: &Var, vars: &LayerVars) -> Result<Var> {
         let spec = &self.model.spec;
-        let (b, t, _) = x.value().dims3()?;
-        let mixed = mixed.reshape(&[b, t, spec.heads * spec.head_width])?;
-        let x = elementwise::add(x, &self.linear(layer, Target::O, &mixed, vars)?)?;
+        let x = elementwise::add(x, &self.attended(layer, mixed, vars)?)?;
         let h = norm::rms_norm(&x, &self.model.layers[layer].mlp_norm, spec.norm_eps)?;
         let gate = self.linear(layer, Target::Gate, &h, vars)?;
         let up = self.linear(layer, Target::Up, &h, vars)?;
@@ -148,7 +177,7 @@ impl<'a> View<'a> {
     /// A whole block without cache.
     pub fn block(&self, layer: usize, x: &Var, vars: &LayerVars, angles: &Arc<Angles>) -> Result<Var> {
         let heads = self.project(layer, x, vars, angles)?;
-        let mixed = self.mixer(layer, |m| m.mix(&heads, &vars.mixer, None, self.branches))?;
+        let mixed = self.mix(layer, &heads, vars)?;
         drop(heads);
         self.complete(layer, x, &mixed, vars)
     }
@@ -188,7 +217,7 @@ impl<'a> View<'a> {
         for layer in 0..self.model.spec.layers {
             let vars = self.bind(layer, None, |_| false);
             let heads = self.project(layer, &x, &vars, &angles)?;
-            let mixed = self.mixer(layer, |m| m.mix(&heads, &vars.mixer, None, self.branches))?;
+            let mixed = self.mix(layer, &heads, &vars)?;
             if tap(Tap { layer, input: &x, heads: &heads, output: &mixed })? == Flow::Stop {
                 break;
             }

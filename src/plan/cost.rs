@@ -147,15 +147,15 @@ impl Costs {
         Cost { per_token: forward + backward + again, memory: PROGRAM + F32 * held }
     }
 
-    /// An evaluation runs the teacher, the student, its two branches alone, and the teacher under a bare window (without
-    /// a window: the student with its mixers silent). Branches and window cost no more than the student:
+    /// An evaluation runs the teacher, the student, the student with its mixers silent, and beside a window its two
+    /// branches alone and the teacher under a bare window. None of them costs more than the student:
     ///
     /// ```text
     /// operations = passes (L 2 block + 2 V D) + L softmax + (passes - 1) (L' mixer + (L - L') softmax)
     /// memory = teacher + mixers + n (passes D + the layer at hand: 4 D + 3 ffn) + logits in slices, two at a time
     /// ```
     pub fn evaluate(&self, windowed: bool, batch_tokens: usize) -> Cost {
-        let passes = if windowed { 5.0 } else { 3.0 };
+        let passes = if windowed { 6.0 } else { 3.0 };
         let mixed = self.replaced * self.mixer + (self.layers - self.replaced) * self.softmax;
         let frozen = 2.0 * self.layers * self.block + 2.0 * self.head;
         let layer = 4.0 * self.width + (3.0 * self.ffn).max(4.0 * self.queries + 2.0 * self.features);

@@ -12,6 +12,7 @@ pub static EMBEDDED: &[(&str, &str)] = &[
     ("lolcats", include_str!("../../recipes/lolcats.toml")),
     ("gated-deltanet", include_str!("../../recipes/gated-deltanet.toml")),
     ("liger-gla", include_str!("../../recipes/liger-gla.toml")),
+    ("sweep", include_str!("../../recipes/sweep.toml")),
 ];
 
 /// Larger files are no recipes.

@@ -61,9 +61,10 @@ impl Ledger {
         Ok(Ledger { path: path.into(), entries: text.lines().enumerate().map(entry).collect::<Result<_>>()? })
     }
 
-    /// The newest entry that finished `stage` with this key.
+    /// The newest entry that finished `stage`, if it did so with this key: what lies on disk is what it left.
     pub fn finished(&self, stage: &str, key: &str) -> Option<&Entry> {
-        self.entries.iter().rev().find(|e| e.event == "finished" && e.stage == stage && e.key == key)
+        let newest = self.entries.iter().rev().find(|e| e.event == "finished" && e.stage == stage);
+        newest.filter(|e| e.key == key)
     }
 
     pub fn append(&mut self, entry: Entry) -> Result<()> {

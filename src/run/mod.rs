@@ -6,7 +6,7 @@
 //! ledger.jsonl      what was finished, with the key of everything that it depended on
 //! metrics.jsonl     one line per optimiser step
 //! 1-KIND/           one folder per stage: state.safetensors while it trains, student.safetensors when it is done,
-//! 2-KIND/           report.json of an evaluation
+//! 2-KIND/           report.json of an evaluation or a calibration
 //! model/            the exported model
 //! ```
 
@@ -14,18 +14,20 @@ mod folder;
 mod identity;
 mod inputs;
 mod ledger;
+mod report;
 mod stages;
 mod store;
 
+use crate::Result;
 use crate::evaluate::Report;
 use crate::export::{ExportOptions, export};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::{Error, Result};
 use folder::RunFolder;
 use inputs::Inputs;
 use ledger::Entry;
+pub use report::{StageReport, TrainingReport};
 use stages::Pipeline;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +45,26 @@ pub struct Summary {
     pub model: PathBuf,
     /// Every evaluation stage's report, in order.
     pub reports: Vec<Report>,
+}
+
+/// Runs all stages of the recipe and exports nothing; otherwise as [`convert`]. What the stages reported, in order, up
+/// to the one that failed; and how it ended.
+pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Vec<StageReport>, Result<()>) {
+    let mut reports = vec![];
+    let mut work = || {
+        let mut folder = RunFolder::open(&plan.folder)?;
+        let inputs = Inputs::open(recipe, progress)?;
+        folder.begin(recipe, plan, false)?;
+        let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
+        for (index, (stage, planned)) in recipe.stages.iter().zip(&plan.stages).enumerate() {
+            conversion.stage(index, &mut folder, progress)?;
+            conversion.require_finite()?;
+            reports.push(StageReport::read(&folder, stage, &planned.folder)?);
+        }
+        Ok(())
+    };
+    let end = work();
+    (reports, end)
 }
 
 /// Runs all stages of the recipe as `plan`, made from it, says, and exports the model. A folder that an earlier run of
@@ -78,8 +100,6 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
         progress.say(&format!("{}: {} files, {megabytes:.2} MB", model.display(), exported.files.len()));
         folder.ledger()?.append(Entry::finished("export", &key, started.elapsed().as_secs_f64()))?;
     }
-    if conversion.reports.iter().any(|r| !r.model.perplexity.is_finite()) {
-        return Err(Error::NonFinite { stage: "evaluate".into(), step: 0, place: "the perplexity".into() });
-    }
+    conversion.require_finite()?;
     Ok(Summary { folder: folder.path().to_path_buf(), model, reports: conversion.reports })
 }

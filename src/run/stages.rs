@@ -98,6 +98,14 @@ impl<'a> Pipeline<'a> {
         self.student.merge(&mut self.model)
     }
 
+    /// A model that computes nothing is no result.
+    pub fn require_finite(&self) -> Result<()> {
+        match self.reports.iter().all(|report| report.model.perplexity.is_finite()) {
+            true => Ok(()),
+            false => Err(Error::NonFinite { stage: "evaluate".into(), step: 0, place: "the perplexity".into() }),
+        }
+    }
+
     /// Key of the exported folder.
     pub fn export_key(&self) -> Result<String> {
         chain(&self.key, &(&self.recipe.export, &self.recipe.text, &self.reports, &self.inputs.teacher_name))

@@ -38,7 +38,7 @@ fn convert_and_use() {
     }
     let controls: Vec<&str> =
         report["controls"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
-    assert_eq!(controls, ["window only", "linear only", "bare window"]);
+    assert_eq!(controls, ["window only", "linear only", "bare window", "silent mixer"]);
     // What the conversion itself said of the same text.
     let own: Value = serde_json::from_slice(&fs::read(t.path("runs/smoke/4-evaluate/report.json")).unwrap()).unwrap();
     assert!((own["perplexity"].as_f64().unwrap() - report["perplexity"].as_f64().unwrap()).abs() < 1e-3);

@@ -7,4 +7,5 @@ mod conversion;
 mod damaged;
 mod refused;
 mod stopped;
+mod sweep;
 mod transcript;

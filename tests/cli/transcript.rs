@@ -185,7 +185,10 @@ static FILTERS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\b\d+ GFLOP/s", "[SPEED] GFLOP/s"),
         // Scores have the width of their values; those of a trained student depend on the processor's rounding.
         (r"(?m)^ +perplexity +ratio +KL +top1$", "perplexity ratio KL top1"),
-        (r"(?m)^(student|teacher|model|window only|linear only|bare window) +\d+\.\d+ +\S+ +\S+ +\S+$", "$1 [SCORES]"),
+        (
+            r"(?m)^(student|teacher|model|window only|linear only|bare window|silent mixer) +\d+\.\d+ +\S+ +\S+ +\S+$",
+            "$1 [SCORES]",
+        ),
         (r"\b(loss|perplexity|teacher) \d+\.\d+", "$1 [N]"),
         // What a stopped stage of 40K tokens had left depends on when it was stopped.
         (r"transfer: 39\.\dK tokens in", "transfer: [REST] tokens in"),

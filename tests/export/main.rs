@@ -95,6 +95,7 @@ fn report() -> Report {
         sequence: 128,
         model: score(5.5),
         teacher_perplexity: Some(5.0),
+        layer_errors: vec![],
         controls: vec![Control { name: "window only".into(), score: score(7.25) }],
     }
 }

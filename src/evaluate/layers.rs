@@ -1,0 +1,30 @@
+//! How far each layer of a student is from its teacher's.
+
+use super::report::LayerError;
+use crate::Result;
+use crate::model::{Flow, Model, Student, View};
+use crate::ops::adamw::square_sum;
+use crate::ops::statistics::minus;
+
+/// Relative squared error of what the attention of every replaced layer adds to the teacher's own input of that layer:
+/// 1 for a silent mixer. After the output projection, since what lies before it may turn while it is trained with it.
+pub(super) fn errors(
+    teacher: &Model,
+    student: &Student,
+    main: &View,
+    ids: &[u32],
+    batch: usize,
+) -> Result<Vec<LayerError>> {
+    let replaced: Vec<usize> = (0..teacher.spec.layers).filter(|&layer| student.replaced(layer)).collect();
+    let mut errors = vec![];
+    let teacher = View::teacher(teacher);
+    teacher.run(ids, batch, &mut |tap| {
+        if student.replaced(tap.layer) {
+            let target = teacher.attention(tap.layer, tap.input)?;
+            let missing = minus(&main.attention(tap.layer, tap.input)?, &target)?;
+            errors.push(LayerError { layer: tap.layer, error: square_sum(&missing)? / square_sum(&target)? });
+        }
+        Ok(if Some(&tap.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
+    })?;
+    Ok(errors)
+}
