@@ -103,7 +103,8 @@ impl Sizes {
 
 /// Numbers of every state's chunks or tokens, in the order of the text: what a forward pass keeps.
 pub(super) struct PerState {
-    data: Output,
+    /// What `at` points into.
+    _data: Output,
     at: OutputPointer,
     states: usize,
     /// Where batch rows begin, in units of one state's numbers, and how many numbers a state has.
@@ -140,7 +141,7 @@ impl PerState {
         }
         let mut data = Output::unwritten(&[total]);
         let at = data.pointer();
-        PerState { data, at, states, rows }
+        PerState { _data: data, at, states, rows }
     }
 
     /// The numbers of state n of batch row b; empty where nothing is kept.
@@ -150,7 +151,7 @@ impl PerState {
     #[expect(clippy::mut_from_ref, reason = "tasks write disjoint parts")]
     pub unsafe fn of(&self, b: usize, n: usize) -> &mut [f32] {
         let (start, numbers) = self.rows[b];
-        debug_assert!(n < self.states && start + (n + 1) * numbers <= self.data.len());
+        debug_assert!(n < self.states);
         unsafe { self.at.slice(start + n * numbers, numbers) }
     }
 }

@@ -137,8 +137,8 @@ impl Operator for ValueGated {
         Ok((outputs.to_vec(), (kept, outputs)))
     }
 
-    /// With R the gradient of the state after a chunk and A's gradient the decayed product of do with v: dq = (do e^G) S^T
-    /// + dA k, dk = (v e^(G_C - G)) R^T + dA^T q, dv = (k R) e^(G_C - G) + what A mixes back, dG = o do - v dv; then
+    /// With R the gradient of the state after a chunk and A's gradient the decayed product of do with v:
+    /// dq = (do e^G) S^T + dA k, dk = (v e^(G_C - G)) R^T + dA^T q, dv = (k R) e^(G_C - G) + what A mixes back, dG = o do - v dv; then
     /// R = R e^(G_C) + q^T (do e^G).
     fn backward_cpu(
         &self,

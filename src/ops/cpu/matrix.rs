@@ -1,9 +1,9 @@
 //! Row-strided f32 matrices and their products, so that heads are used where they lie: small ones by tiles in registers
 //! ([`super::small_product`]), large ones by the `gemm` crate.
 
-use super::simd::simd;
 use super::small_product::SmallProduct;
 pub use super::small_product::Triangle;
+use super::turn::turn;
 use gemm::Parallelism;
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ const SMALL: usize = 1 << 15;
 
 thread_local! {
     /// Where a thread copies such factors.
-    static TURN: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(vec![]) };
 }
 
 /// A read-only `[rows, cols]` matrix.
@@ -50,37 +50,18 @@ impl<'a> Mat<'a> {
         Mat { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride, life }
     }
 
-    /// A transposed matrix with its rows side by side, in squares that a few cache lines hold.
-    fn turned(self, buffer: &mut Vec<f32>) -> Mat<'_> {
-        const SQUARE: usize = 16;
-        assert_eq!(self.row_stride, 1, "a dense or a transposed matrix");
-        let (rows, cols, from) = (self.rows, self.cols, self.t());
+    /// The same with its rows side by side, in `buffer`.
+    fn packed(self, buffer: &mut Vec<f32>) -> Mat<'_> {
+        let (rows, cols) = (self.rows, self.cols);
         buffer.resize(rows * cols, 0.0);
-        simd!(|| {
-            for j in (0..cols).step_by(SQUARE) {
-                let whole = j + SQUARE <= cols;
-                for i in (0..rows).step_by(SQUARE) {
-                    if whole && i + SQUARE <= rows {
-                        let mut square = [[0f32; SQUARE]; SQUARE];
-                        for (c, line) in square.iter_mut().enumerate() {
-                            line.copy_from_slice(&from.row(j + c)[i..i + SQUARE]);
-                        }
-                        for r in 0..SQUARE {
-                            let to = &mut buffer[(i + r) * cols + j..][..SQUARE];
-                            for (to, line) in to.iter_mut().zip(&square) {
-                                *to = line[r];
-                            }
-                        }
-                    } else {
-                        for c in j..cols.min(j + SQUARE) {
-                            for r in i..rows.min(i + SQUARE) {
-                                buffer[r * cols + c] = from.row(c)[r];
-                            }
-                        }
-                    }
-                }
+        if self.col_stride == 1 {
+            for (to, i) in buffer.chunks_exact_mut(cols.max(1)).zip(0..rows) {
+                to.copy_from_slice(self.row(i));
             }
-        });
+        } else {
+            assert_eq!(self.row_stride, 1, "a dense or a transposed matrix");
+            turn(self.t(), buffer);
+        }
         Mat::new(buffer, rows, cols)
     }
 
@@ -161,10 +142,12 @@ impl<'a> MatMut<'a> {
 
     /// The same of a part, with a right factor that the nearest caches hold.
     pub fn product_in(&mut self, triangle: Triangle, alpha: f32, a: Mat, b: Mat, beta: f32) {
-        if b.col_stride == 1 {
+        // Rows that lie far apart share few places of the nearest cache: read more than once, they are better copied.
+        let apart = b.row_stride > 2 * b.cols as isize && self.rows > 16;
+        if b.col_stride == 1 && !apart {
             return self.small_product(triangle, alpha, a, b, beta);
         }
-        TURN.with_borrow_mut(|buffer| self.small_product(triangle, alpha, a, b.turned(buffer), beta));
+        PACKED.with_borrow_mut(|buffer| self.small_product(triangle, alpha, a, b.packed(buffer), beta));
     }
 
     fn small_product(&mut self, triangle: Triangle, alpha: f32, a: Mat, b: Mat, beta: f32) {

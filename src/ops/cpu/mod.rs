@@ -6,6 +6,7 @@ pub mod matrix;
 pub mod simd;
 mod small_product;
 pub mod triangular;
+mod turn;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use parking_lot::RwLockReadGuard;
@@ -213,11 +214,6 @@ impl Output {
 
     pub fn data(&mut self) -> &mut [f32] {
         &mut self.data
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.data.len()
     }
 
     pub fn tensor(self) -> Result<Tensor> {

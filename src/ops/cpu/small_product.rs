@@ -58,6 +58,7 @@ impl SmallProduct {
 
     /// One tile: MR rows from i on, NV vectors of columns from j on; MASKED: one vector, of `columns` columns.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "rows and vectors as the formula counts them")]
     unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const MASKED: bool>(
         &self,
         simd: S,
