@@ -13,8 +13,9 @@
 use super::Documents;
 use super::cpu::simd::{axpy, dot, exp_minus, max, simd, sum};
 use super::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
+use super::operator::{Operator, apply, on_device};
 use super::sight::{Past, Sight, Span, Tile, placed};
-use super::tape::{Var, record};
+use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -24,8 +25,8 @@ use std::sync::Arc;
 /// Query rows of one tile.
 const TILE: usize = 64;
 
-/// Sizes of one call, and what its queries see.
-struct Call {
+/// Sizes of one call, and what its queries see. Its inputs are q, k, v.
+struct Attention {
     groups: Groups,
     /// Query tokens and key tokens.
     queries: usize,
@@ -37,7 +38,7 @@ struct Call {
     scale: f32,
 }
 
-impl Call {
+impl Attention {
     fn tiles(&self, batch: usize) -> impl Iterator<Item = (Tile, Keys)> + '_ {
         self.past.tiles(&self.documents, batch, TILE).map(|tile| {
             let keys = Keys::of(self.sight, &tile);
@@ -103,7 +104,7 @@ pub fn attention(
         return Err(Error::Internal(what));
     }
     check(sight, documents, past, [batch, queries, keys])?;
-    let call = Call {
+    let call = Attention {
         groups: Groups { batch, heads, kv_heads },
         queries,
         keys,
@@ -113,10 +114,7 @@ pub fn attention(
         past: past.clone(),
         scale,
     };
-    let (num, den, maxima) = forward(&call, q.value(), k.value(), v.value())?;
-    let inputs = (q.value().clone(), k.value().clone(), v.value().clone(), maxima);
-    let wanted = [q.tracked(), k.tracked(), v.tracked()];
-    let mut outputs = record(&[q, k, v], vec![num, den], move |g| backward(&call, inputs, wanted, g))?;
+    let mut outputs = apply(call, &[q, k, v])?;
     let den = outputs.pop().expect("two outputs");
     Ok((outputs.pop().expect("two outputs"), den))
 }
@@ -142,133 +140,132 @@ fn scores(q: Mat, k: &Heads, (b, g): (usize, usize), keys: &Keys, scale: f32, bu
     }
 }
 
-fn forward(call: &Call, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor, Vec<f32>)> {
-    let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
-    let rows = [call.groups.batch, call.queries, call.groups.heads];
-    let width = call.value_width;
-    let mut num = Output::padded(&[rows[0], rows[1], rows[2], width], &call.documents);
-    let (mut den, mut maxima) = (Output::padded(&rows, &call.documents), Output::padded(&rows, &call.documents));
-    let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
-    call.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
-        for h in call.groups.heads_of(g) {
-            for (tile, keys) in call.tiles(b) {
-                scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, call.scale, buffer);
-                simd(|| {
-                    for (r, row) in buffer.chunks_exact_mut(keys.count).enumerate() {
-                        let [sinks, span] = keys.seen(r);
-                        row[sinks.end..span.start].fill(0.0);
-                        row[span.end..].fill(0.0);
-                        let (a, b_max) = (max(&row[sinks.clone()]), max(&row[span.clone()]));
-                        let m = if a > b_max || a.is_nan() { a } else { b_max };
-                        let at = call.at(b, tile.tokens.start + r, h);
-                        // SAFETY: (b, query, h) belongs to this task alone.
-                        unsafe {
-                            max_at.slice(at, 1)[0] = m;
-                            den_at.slice(at, 1)[0] = exp_minus(&mut row[sinks], m) + exp_minus(&mut row[span], m);
-                        }
-                    }
-                });
-                let start = call.at(b, tile.tokens.start, h) * width;
-                // SAFETY: rows of head h of this task's batch row.
-                let mut out = unsafe { num_at.rows(start, tile.tokens.len(), width, call.groups.heads * width) };
-                let weights = Mat::new(buffer, out.rows, keys.count);
-                for (place, run) in placed(&keys.runs) {
-                    let beta = if place.start == 0 { 0.0 } else { 1.0 };
-                    out.product(1.0, weights.block(0..weights.rows, place), v.head(b, g, run), beta);
-                }
-            }
-        }
-    });
-    Ok((num.tensor()?, den.tensor()?, maxima.data().to_vec()))
-}
+impl Operator for Attention {
+    const NAME: &'static str = "attention";
+    /// m of every row.
+    type Kept = Vec<f32>;
 
-type Inputs = (Tensor, Tensor, Tensor, Vec<f32>);
-
-/// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
-/// own share, minus the sum of that row, goes to the key that attains it.
-fn backward(call: &Call, inputs: Inputs, wanted: [bool; 3], mut g: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let (q_tensor, k_tensor, v_tensor, maxima) = inputs;
-    let (q, k, v) = (Heads::of(&q_tensor)?, Heads::of(&k_tensor)?, Heads::of(&v_tensor)?);
-    let zeros = |dims: &[usize]| Ok(Output::zeros(dims).tensor()?) as Result<Tensor>;
-    let rows = [call.groups.batch, call.queries, call.groups.heads];
-    let dden = g.pop().flatten().map_or_else(|| zeros(&rows), Ok)?;
-    let dnum = g.pop().flatten().map_or_else(|| zeros(&[rows[0], rows[1], rows[2], call.value_width]), Ok)?;
-    let (dnum, dden) = (Heads::of(&dnum)?, Slice::of(&dden)?);
-    let (width, kv) = (q.width, call.groups.kv_heads);
-    let mut dq = Output::padded(q_tensor.dims(), &call.documents);
-    let mut dk = Output::zeros(k_tensor.dims());
-    let mut dv = Output::zeros(v_tensor.dims());
-    let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
-    call.groups.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
-        for h in call.groups.heads_of(g) {
-            for (tile, keys) in call.tiles(b) {
-                let (rows, n) = (tile.tokens.len(), keys.count);
-                let q_rows = q.head(b, h, tile.tokens.clone());
-                let dnum_rows = dnum.head(b, h, tile.tokens.clone());
-                scores(q_rows, &k, (b, g), &keys, call.scale, weights);
-                if wanted[0] || wanted[1] {
-                    scores(dnum_rows, &v, (b, g), &keys, 1.0, ds);
-                }
-                simd(|| {
-                    for r in 0..rows {
-                        let [sinks, span] = keys.seen(r);
-                        let at = call.at(b, tile.tokens.start + r, h);
-                        let row = &mut weights[r * n..][..n];
-                        row[sinks.end..span.start].fill(0.0);
-                        row[span.end..].fill(0.0);
-                        let m = maxima[at];
-                        let peak =
-                            |part: &Range<usize>| Some(part.start + row[part.clone()].iter().position(|&s| s == m)?);
-                        let peak = peak(&sinks).or_else(|| peak(&span)).unwrap_or(span.start);
-                        exp_minus(&mut row[sinks.clone()], m);
-                        exp_minus(&mut row[span.clone()], m);
-                        if wanted[0] || wanted[1] {
-                            let d = &mut ds[r * n..][..n];
-                            d[sinks.end..span.start].fill(0.0);
-                            d[span.end..].fill(0.0);
-                            let extra = dden[at];
-                            let mut total = 0.0;
-                            for part in [sinks, span] {
-                                let d = &mut d[part.clone()];
-                                for (d, p) in d.iter_mut().zip(&row[part]) {
-                                    *d = (*d + extra) * p;
-                                }
-                                total += sum(d);
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Vec<f32>)> {
+        let (q, k, v) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Heads::of(&x[2])?);
+        let rows = [self.groups.batch, self.queries, self.groups.heads];
+        let width = self.value_width;
+        let mut num = Output::padded(&[rows[0], rows[1], rows[2], width], &self.documents);
+        let (mut den, mut maxima) = (Output::padded(&rows, &self.documents), Output::padded(&rows, &self.documents));
+        let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
+        self.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
+            for h in self.groups.heads_of(g) {
+                for (tile, keys) in self.tiles(b) {
+                    scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, self.scale, buffer);
+                    simd(|| {
+                        for (r, row) in buffer.chunks_exact_mut(keys.count).enumerate() {
+                            let [sinks, span] = keys.seen(r);
+                            row[sinks.end..span.start].fill(0.0);
+                            row[span.end..].fill(0.0);
+                            let (a, b_max) = (max(&row[sinks.clone()]), max(&row[span.clone()]));
+                            let m = if a > b_max || a.is_nan() { a } else { b_max };
+                            let at = self.at(b, tile.tokens.start + r, h);
+                            // SAFETY: (b, query, h) belongs to this task alone.
+                            unsafe {
+                                max_at.slice(at, 1)[0] = m;
+                                den_at.slice(at, 1)[0] = exp_minus(&mut row[sinks], m) + exp_minus(&mut row[span], m);
                             }
-                            d[peak] -= total;
                         }
+                    });
+                    let start = self.at(b, tile.tokens.start, h) * width;
+                    // SAFETY: rows of head h of this task's batch row.
+                    let mut out = unsafe { num_at.rows(start, tile.tokens.len(), width, self.groups.heads * width) };
+                    let weights = Mat::new(buffer, out.rows, keys.count);
+                    for (place, run) in placed(&keys.runs) {
+                        let beta = if place.start == 0 { 0.0 } else { 1.0 };
+                        out.product(1.0, weights.block(0..weights.rows, place), v.head(b, g, run), beta);
                     }
-                });
-                let p = Mat::new(weights, rows, n);
-                for (place, run) in placed(&keys.runs) {
-                    let (m, first) = (run.len(), (b * call.keys + run.start) * kv + g);
-                    // SAFETY: dq rows of head h, dk and dv rows of kv head g: this task's alone.
-                    unsafe {
-                        if wanted[2] {
-                            let mut dv = dv_at.rows(first * v.width, m, v.width, kv * v.width);
-                            dv.product(1.0, p.block(0..rows, place.clone()).t(), dnum_rows, 1.0);
+                }
+            }
+        });
+        Ok((vec![num.tensor()?, den.tensor()?], maxima.data().to_vec()))
+    }
+
+    /// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
+    /// own share, minus the sum of that row, goes to the key that attains it.
+    fn backward_cpu(&self, x: &[Tensor], maxima: Vec<f32>, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+        let (q, k, v) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Heads::of(&x[2])?);
+        let (dnum, dden) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
+        let (width, kv) = (q.width, self.groups.kv_heads);
+        let mut dq = Output::padded(x[0].dims(), &self.documents);
+        let mut dk = Output::zeros(x[1].dims());
+        let mut dv = Output::zeros(x[2].dims());
+        let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
+        self.groups.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
+            for h in self.groups.heads_of(g) {
+                for (tile, keys) in self.tiles(b) {
+                    let (rows, n) = (tile.tokens.len(), keys.count);
+                    let q_rows = q.head(b, h, tile.tokens.clone());
+                    let dnum_rows = dnum.head(b, h, tile.tokens.clone());
+                    scores(q_rows, &k, (b, g), &keys, self.scale, weights);
+                    if wanted[0] || wanted[1] {
+                        scores(dnum_rows, &v, (b, g), &keys, 1.0, ds);
+                    }
+                    simd(|| {
+                        for r in 0..rows {
+                            let [sinks, span] = keys.seen(r);
+                            let at = self.at(b, tile.tokens.start + r, h);
+                            let row = &mut weights[r * n..][..n];
+                            row[sinks.end..span.start].fill(0.0);
+                            row[span.end..].fill(0.0);
+                            let m = maxima[at];
+                            let peak = |part: &Range<usize>| {
+                                Some(part.start + row[part.clone()].iter().position(|&s| s == m)?)
+                            };
+                            let peak = peak(&sinks).or_else(|| peak(&span)).unwrap_or(span.start);
+                            exp_minus(&mut row[sinks.clone()], m);
+                            exp_minus(&mut row[span.clone()], m);
+                            if wanted[0] || wanted[1] {
+                                let d = &mut ds[r * n..][..n];
+                                d[sinks.end..span.start].fill(0.0);
+                                d[span.end..].fill(0.0);
+                                let extra = dden[at];
+                                let mut total = 0.0;
+                                for part in [sinks, span] {
+                                    let d = &mut d[part.clone()];
+                                    for (d, p) in d.iter_mut().zip(&row[part]) {
+                                        *d = (*d + extra) * p;
+                                    }
+                                    total += sum(d);
+                                }
+                                d[peak] -= total;
+                            }
                         }
-                        if !(wanted[0] || wanted[1]) {
-                            continue;
-                        }
-                        let d = Mat::new(ds, rows, n).block(0..rows, place.clone());
-                        if wanted[0] {
-                            let start = call.at(b, tile.tokens.start, h) * width;
-                            let mut dq = dq_at.rows(start, rows, width, call.groups.heads * width);
-                            let beta = if place.start == 0 { 0.0 } else { 1.0 };
-                            dq.product(call.scale, d, k.head(b, g, run), beta);
-                        }
-                        if wanted[1] {
-                            let mut dk = dk_at.rows(first * width, m, width, kv * width);
-                            dk.product(call.scale, d.t(), q_rows, 1.0);
+                    });
+                    let p = Mat::new(weights, rows, n);
+                    for (place, run) in placed(&keys.runs) {
+                        let (m, first) = (run.len(), (b * self.keys + run.start) * kv + g);
+                        // SAFETY: dq rows of head h, dk and dv rows of kv head g: this task's alone.
+                        unsafe {
+                            if wanted[2] {
+                                let mut dv = dv_at.rows(first * v.width, m, v.width, kv * v.width);
+                                dv.product(1.0, p.block(0..rows, place.clone()).t(), dnum_rows, 1.0);
+                            }
+                            if !(wanted[0] || wanted[1]) {
+                                continue;
+                            }
+                            let d = Mat::new(ds, rows, n).block(0..rows, place.clone());
+                            if wanted[0] {
+                                let start = self.at(b, tile.tokens.start, h) * width;
+                                let mut dq = dq_at.rows(start, rows, width, self.groups.heads * width);
+                                let beta = if place.start == 0 { 0.0 } else { 1.0 };
+                                dq.product(self.scale, d, k.head(b, g, run), beta);
+                            }
+                            if wanted[1] {
+                                let mut dk = dk_at.rows(first * width, m, width, kv * width);
+                                dk.product(self.scale, d.t(), q_rows, 1.0);
+                            }
                         }
                     }
                 }
             }
-        }
-    });
-    let keep = |want: bool, d: Output| if want { d.tensor().map(Some) } else { Ok(None) };
-    Ok(vec![keep(wanted[0], dq)?, keep(wanted[1], dk)?, keep(wanted[2], dv)?])
+        });
+        Ok(vec![dq, dk, dv])
+    }
 }
 
 /// Attention of one token a row without a tile's buffers: `q` [B, 1, H, K] over `k`, `v` [B, past + 1, G, ..].
@@ -276,6 +273,16 @@ pub fn attention_step(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
+    sight: Sight,
+    documents: &Documents,
+    past: &Past,
+    scale: f32,
+) -> Result<(Tensor, Tensor)> {
+    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], sight, documents, past, scale))
+}
+
+fn attention_step_cpu(
+    [q, k, v]: [&Tensor; 3],
     sight: Sight,
     documents: &Documents,
     past: &Past,

@@ -14,7 +14,7 @@ use super::Documents;
 use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, sum};
 use super::cpu::{Groups, Heads, Output, OutputPointer, Slice};
-use super::operator::{Operator, apply};
+use super::operator::{Operator, apply, on_device};
 use super::recurrence::{PerState, keep_next};
 use super::sight::{Past, Sight, Tile, placed};
 use super::tape::Var;
@@ -342,6 +342,17 @@ pub struct Entering<'a> {
 /// One token a row: absorbs what enters, then reads the state with `a` [B, 1, H, F]; padding reads zero. Returns
 /// numerator, denominator, state, normaliser. Beside a window, [`Past::leaving`] says what enters.
 pub fn linear_attention_step(
+    a: &Tensor,
+    entering: Option<Entering>,
+    documents: &Documents,
+    state: &Tensor,
+    normaliser: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
+    let step = || linear_attention_step_cpu(a, entering, documents, state, normaliser);
+    on_device(CausalLinearAttention::NAME, state, step)
+}
+
+fn linear_attention_step_cpu(
     a: &Tensor,
     entering: Option<Entering>,
     documents: &Documents,

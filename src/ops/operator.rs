@@ -1,7 +1,7 @@
 //! The one place that chooses kernels by device, and records what they did.
 //!
 //! An [`Operator`] computes its outputs and its inputs' gradients by kernels of a device. A CUDA kernel becomes a pair
-//! of methods beside the CPU's and an arm in [`apply`]; what calls an operator stays as it is.
+//! of methods beside the CPU's and an argument of [`on_device`]; what calls an operator stays as it is.
 
 use super::cpu::Output;
 use super::tape::{Var, record};
@@ -28,20 +28,25 @@ pub(super) trait Operator: 'static {
     ) -> Result<Vec<Output>>;
 }
 
+/// Runs the kernel of the device that `tensor` lies on.
+pub(super) fn on_device<T>(name: &str, tensor: &Tensor, cpu: impl FnOnce() -> Result<T>) -> Result<T> {
+    match tensor.device() {
+        Device::Cpu => cpu(),
+        device => Err(Error::Internal(format!("{name} has no kernel for {:?}", device.location()))),
+    }
+}
+
 /// The outputs of an operator, recorded where an input is tracked.
 pub(super) fn apply<O: Operator>(operator: O, inputs: &[&Var]) -> Result<Vec<Var>> {
     let values: Vec<Tensor> = inputs.iter().map(|x| x.value().clone()).collect();
     let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
-    let (outputs, kept) = match values[0].device() {
-        Device::Cpu => operator.forward_cpu(&values, wanted.contains(&true))?,
-        device => return Err(Error::Internal(format!("{} has no kernel for {:?}", O::NAME, device.location()))),
-    };
+    let (outputs, kept) = on_device(O::NAME, &values[0], || operator.forward_cpu(&values, wanted.contains(&true)))?;
     let dims: Vec<Vec<usize>> = outputs.iter().map(|x| x.dims().to_vec()).collect();
     record(inputs, outputs, move |gradients| {
         let given = gradients.into_iter().zip(&dims);
         let gradients = given.map(|(g, dims)| g.map_or_else(|| Output::zeros(dims).tensor(), |g| Ok(g.contiguous()?)));
         let gradients = gradients.collect::<Result<Vec<_>>>()?;
-        let found = operator.backward_cpu(&values, kept, &wanted, &gradients)?;
+        let found = on_device(O::NAME, &values[0], || operator.backward_cpu(&values, kept, &wanted, &gradients))?;
         let keep = |(want, d): (&bool, Output)| if *want { d.tensor().map(Some) } else { Ok(None) };
         wanted.iter().zip(found).map(keep).collect()
     })

@@ -3,6 +3,7 @@
 
 use super::cpu::simd::{axpy, exp, simd, triple};
 use super::cpu::{Heads, Output, Sharing, Slice};
+use super::operator::on_device;
 use crate::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -29,6 +30,10 @@ pub struct Token<'a> {
 
 /// o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
 pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
+    on_device("a recurrence's step", state, || recurrent_step_cpu(token, state))
+}
+
+fn recurrent_step_cpu(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
     let (batch, states, kw, vw) = state.dims4()?;
     let (q, k, v) = (Heads::of(token.q)?, Heads::of(token.k)?, Heads::of(token.v)?);
     let (gate, beta) = (token.gate.map(Heads::of).transpose()?, token.beta.map(Heads::of).transpose()?);

@@ -11,7 +11,8 @@
 use super::Documents;
 use super::cpu::simd::{axpy, sigmoid, simd};
 use super::cpu::{Output, OutputPointer, Slice};
-use super::tape::{Var, record};
+use super::operator::{Operator, apply};
+use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -21,12 +22,16 @@ use std::sync::Arc;
 /// Tokens of one task.
 const BLOCK: usize = 64;
 
-struct Call {
+/// One call. Its inputs are x and weight, then bias and the inputs before where there are any.
+struct ShortConvolution {
     batch: usize,
     tokens: usize,
     channels: usize,
     taps: usize,
     silu: bool,
+    /// Their places among the inputs.
+    bias: Option<usize>,
+    before: Option<usize>,
     documents: Arc<Documents>,
 }
 
@@ -39,7 +44,7 @@ struct Block {
     continues: bool,
 }
 
-impl Call {
+impl ShortConvolution {
     fn blocks(&self) -> Vec<Block> {
         let of_row = |row: usize| {
             let documents = self.documents.row(row).iter().enumerate();
@@ -112,16 +117,16 @@ struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn of(call: &Call, values: &'a Values) -> Result<Self> {
-        let weight = Slice::of(&values.weight)?;
+    fn of(call: &ShortConvolution, values: &'a [Tensor]) -> Result<Self> {
+        let weight = Slice::of(&values[1])?;
         let (taps, channels) = (call.taps, call.channels);
         let weight = (0..taps * channels).map(|i| weight[i % channels * taps + i / channels]).collect();
-        let bias = values.bias.as_ref().map(Slice::of).transpose()?;
-        let before = values.before.as_ref().map(Slice::of).transpose()?;
-        Ok(Inputs { x: Slice::of(&values.x)?, weight, bias, before })
+        let bias = call.bias.map(|i| Slice::of(&values[i])).transpose()?;
+        let before = call.before.map(|i| Slice::of(&values[i])).transpose()?;
+        Ok(Inputs { x: Slice::of(&values[0])?, weight, bias, before })
     }
 
-    fn row(&self, call: &Call, row: usize, source: Source) -> Option<&[f32]> {
+    fn row(&self, call: &ShortConvolution, row: usize, source: Source) -> Option<&[f32]> {
         match source {
             Source::Token(token) => Some(&self.x[call.at(row, token)]),
             Source::Before(slot) => self.before.as_ref().map(|before| &before[call.slot_at(row, slot)]),
@@ -129,13 +134,13 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    fn weights(&self, call: &Call, tap: usize) -> &[f32] {
+    fn weights(&self, call: &ShortConvolution, tap: usize) -> &[f32] {
         &self.weight[tap * call.channels..][..call.channels]
     }
 
     /// The sum before the activation.
     #[inline(always)]
-    fn sum(&self, call: &Call, block: &Block, token: usize, to: &mut [f32]) {
+    fn sum(&self, call: &ShortConvolution, block: &Block, token: usize, to: &mut [f32]) {
         match &self.bias {
             Some(bias) => to.copy_from_slice(bias),
             None => to.fill(0.0),
@@ -146,13 +151,6 @@ impl<'a> Inputs<'a> {
             }
         }
     }
-}
-
-struct Values {
-    x: Tensor,
-    weight: Tensor,
-    bias: Option<Tensor>,
-    before: Option<Tensor>,
 }
 
 /// to += a * b, element by element.
@@ -182,137 +180,127 @@ pub fn short_convolution(
         let dims = [Some(x), Some(weight), bias, before].map(|x| x.map(|x| x.value().dims().to_vec()));
         return Err(Error::Internal(format!("short convolution: x, weight, bias, before {dims:?}, {documents:?}")));
     }
-    let call = Call { batch, tokens, channels, taps, silu, documents: documents.clone() };
-    let values = Values {
-        x: x.value().clone(),
-        weight: weight.value().clone(),
-        bias: bias.map(|b| b.value().clone()),
-        before: before.map(|b| b.value().clone()),
-    };
-    let outputs = forward(&call, &Inputs::of(&call, &values)?)?;
     let inputs: Vec<&Var> = [Some(x), Some(weight), bias, before].into_iter().flatten().collect();
-    let mut vars = record(&inputs, outputs, move |g| backward(&call, &values, g))?;
+    let (bias, before) = (bias.map(|_| 2), before.map(|_| inputs.len() - 1));
+    let call = ShortConvolution { batch, tokens, channels, taps, silu, bias, before, documents: documents.clone() };
+    let mut vars = apply(call, &inputs)?;
     let tail = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), tail))
 }
 
-fn forward(call: &Call, inputs: &Inputs) -> Result<Vec<Tensor>> {
-    let mut y = Output::padded(&[call.batch, call.tokens, call.channels], &call.documents);
-    let y_at = y.pointer();
-    call.blocks().into_par_iter().for_each(|block| {
-        simd(|| {
-            for token in block.tokens.clone() {
-                // SAFETY: each token lies in one block.
-                let y = unsafe { y_at.slice(call.at(block.row, token).start, call.channels) };
-                inputs.sum(call, &block, token, y);
-                if call.silu {
-                    y.iter_mut().for_each(|y| *y *= sigmoid(*y));
-                }
-            }
-        });
-    });
-    let mut tail = Output::zeros(&[call.batch, call.taps - 1, call.channels]);
-    for row in 0..call.batch {
-        for slot in 0..call.taps - 1 {
-            if let Some(x) = inputs.row(call, row, call.tail(row, slot)) {
-                tail.data()[call.slot_at(row, slot)].copy_from_slice(x);
-            }
-        }
-    }
-    Ok(vec![y.tensor()?, tail.tensor()?])
-}
+impl Operator for ShortConvolution {
+    const NAME: &'static str = "short convolution";
+    type Kept = ();
 
-/// With u the sum before the activation and du = dy f'(u): dweight_nj = sum_t du_tn x_{t-(W-1)+j, n},
-/// dbias_n = sum_t du_tn, dx_sn = sum_j weight_nj du_{s+(W-1)-j, n}, and the tail's gradient where an input is kept.
-fn backward(call: &Call, values: &Values, mut g: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
-    let inputs = Inputs::of(call, values)?;
-    let (channels, taps) = (call.channels, call.taps);
-    let dtail = g.pop().flatten();
-    let dy = match g.pop().flatten() {
-        Some(dy) => dy,
-        None => Output::zeros(values.x.dims()).tensor()?,
-    };
-    let dy = Slice::of(&dy)?;
-    let mut du = Output::unwritten(values.x.dims());
-    let du_at = du.pointer();
-    let blocks = call.blocks();
-    // A block's share of dweight and dbias, [W + 1, N]; added up in the order of the blocks.
-    let shares: Vec<Vec<f32>> = blocks
-        .par_iter()
-        .map(|block| {
-            let mut share = vec![0.0; (taps + 1) * channels];
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+        let inputs = Inputs::of(self, x)?;
+        let mut y = Output::padded(&[self.batch, self.tokens, self.channels], &self.documents);
+        let y_at = y.pointer();
+        self.blocks().into_par_iter().for_each(|block| {
             simd(|| {
                 for token in block.tokens.clone() {
-                    let at = call.at(block.row, token);
                     // SAFETY: each token lies in one block.
-                    let du = unsafe { du_at.slice(at.start, channels) };
-                    if call.silu {
-                        inputs.sum(call, block, token, du);
-                        for (u, dy) in du.iter_mut().zip(&dy[at]) {
-                            let s = sigmoid(*u);
-                            *u = dy * s * (1.0 + *u * (1.0 - s));
-                        }
-                    } else {
-                        du.copy_from_slice(&dy[at]);
+                    let y = unsafe { y_at.slice(self.at(block.row, token).start, self.channels) };
+                    inputs.sum(self, &block, token, y);
+                    if self.silu {
+                        y.iter_mut().for_each(|y| *y *= sigmoid(*y));
                     }
-                    for tap in 0..taps {
-                        if let Some(x) = inputs.row(call, block.row, call.source(block, token, tap)) {
-                            multiply_add(&mut share[tap * channels..][..channels], du, x);
-                        }
-                    }
-                    axpy(&mut share[taps * channels..], 1.0, du);
                 }
             });
-            share
-        })
-        .collect();
-    let mut sums = vec![0.0; (taps + 1) * channels];
-    shares.iter().for_each(|share| axpy(&mut sums, 1.0, share));
-    let dweight: Vec<f32> = (0..channels * taps).map(|i| sums[i % taps * channels + i / taps]).collect();
-    let dbias = sums.split_off(taps * channels);
-
-    let mut dx = Output::padded(values.x.dims(), &call.documents);
-    let (du, dx_at) = (&*du.data(), dx.pointer());
-    blocks.par_iter().for_each(|block| simd(|| input_gradient(call, &inputs, block, du, dx_at)));
-    let mut dbefore = Output::zeros(&[call.batch, taps - 1, channels]);
-    let firsts = blocks.iter().filter(|block| block.continues && block.tokens.start == block.document.start);
-    for block in firsts {
-        for token in block.document.clone().take(taps - 1) {
-            for tap in 0..taps - 1 {
-                if let Source::Before(slot) = call.source(block, token, tap) {
-                    let to = &mut dbefore.data()[call.slot_at(block.row, slot)];
-                    multiply_add(to, inputs.weights(call, tap), &du[call.at(block.row, token)]);
+        });
+        let mut tail = Output::zeros(&[self.batch, self.taps - 1, self.channels]);
+        for row in 0..self.batch {
+            for slot in 0..self.taps - 1 {
+                if let Some(x) = inputs.row(self, row, self.tail(row, slot)) {
+                    tail.data()[self.slot_at(row, slot)].copy_from_slice(x);
                 }
             }
         }
+        Ok((vec![y.tensor()?, tail.tensor()?], ()))
     }
-    if let Some(dtail) = &dtail {
-        let dtail = Slice::of(dtail)?;
-        for row in 0..call.batch {
-            for slot in 0..taps - 1 {
-                let to = match call.tail(row, slot) {
-                    Source::Token(token) => &mut dx.data()[call.at(row, token)],
-                    Source::Before(slot) => &mut dbefore.data()[call.slot_at(row, slot)],
-                    Source::Zero => continue,
-                };
-                axpy(to, 1.0, &dtail[call.slot_at(row, slot)]);
+
+    /// With u the sum before the activation and du = dy f'(u): dweight_nj = sum_t du_tn x_{t-(W-1)+j, n},
+    /// dbias_n = sum_t du_tn, dx_sn = sum_j weight_nj du_{s+(W-1)-j, n}, and the tail's gradient where an input is kept.
+    fn backward_cpu(&self, x: &[Tensor], (): (), _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+        let inputs = Inputs::of(self, x)?;
+        let (channels, taps) = (self.channels, self.taps);
+        let (dy, dtail) = (Slice::of(&up[0])?, Slice::of(&up[1])?);
+        let mut du = Output::unwritten(x[0].dims());
+        let du_at = du.pointer();
+        let blocks = self.blocks();
+        // A block's share of dweight and dbias, [W + 1, N]; added up in the order of the blocks.
+        let shares: Vec<Vec<f32>> = blocks
+            .par_iter()
+            .map(|block| {
+                let mut share = vec![0.0; (taps + 1) * channels];
+                simd(|| {
+                    for token in block.tokens.clone() {
+                        let at = self.at(block.row, token);
+                        // SAFETY: each token lies in one block.
+                        let du = unsafe { du_at.slice(at.start, channels) };
+                        if self.silu {
+                            inputs.sum(self, block, token, du);
+                            for (u, dy) in du.iter_mut().zip(&dy[at]) {
+                                let s = sigmoid(*u);
+                                *u = dy * s * (1.0 + *u * (1.0 - s));
+                            }
+                        } else {
+                            du.copy_from_slice(&dy[at]);
+                        }
+                        for tap in 0..taps {
+                            if let Some(x) = inputs.row(self, block.row, self.source(block, token, tap)) {
+                                multiply_add(&mut share[tap * channels..][..channels], du, x);
+                            }
+                        }
+                        axpy(&mut share[taps * channels..], 1.0, du);
+                    }
+                });
+                share
+            })
+            .collect();
+        let mut sums = vec![0.0; (taps + 1) * channels];
+        shares.iter().for_each(|share| axpy(&mut sums, 1.0, share));
+        let (mut dweight, mut dbias) = (Output::unwritten(&[channels, taps]), Output::unwritten(&[channels]));
+        for (i, d) in dweight.data().iter_mut().enumerate() {
+            *d = sums[i % taps * channels + i / taps];
+        }
+        dbias.data().copy_from_slice(&sums[taps * channels..]);
+
+        let mut dx = Output::padded(x[0].dims(), &self.documents);
+        let (du, dx_at) = (&*du.data(), dx.pointer());
+        blocks.par_iter().for_each(|block| simd(|| input_gradient(self, &inputs, block, du, dx_at)));
+        let mut dbefore = Output::zeros(&[self.batch, taps - 1, channels]);
+        let firsts = blocks.iter().filter(|block| block.continues && block.tokens.start == block.document.start);
+        for block in firsts {
+            for token in block.document.clone().take(taps - 1) {
+                for tap in 0..taps - 1 {
+                    if let Source::Before(slot) = self.source(block, token, tap) {
+                        let to = &mut dbefore.data()[self.slot_at(block.row, slot)];
+                        multiply_add(to, inputs.weights(self, tap), &du[self.at(block.row, token)]);
+                    }
+                }
             }
         }
+        for row in 0..self.batch {
+            for slot in 0..taps - 1 {
+                let to = match self.tail(row, slot) {
+                    Source::Token(token) => &mut dx.data()[self.at(row, token)],
+                    Source::Before(slot) => &mut dbefore.data()[self.slot_at(row, slot)],
+                    Source::Zero => continue,
+                };
+                axpy(to, 1.0, &dtail[self.slot_at(row, slot)]);
+            }
+        }
+        let mut grads = vec![dx, dweight];
+        grads.extend(self.bias.map(|_| dbias));
+        grads.extend(self.before.map(|_| dbefore));
+        Ok(grads)
     }
-    let device = values.x.device();
-    let mut grads = vec![Some(dx.tensor()?), Some(Tensor::from_vec(dweight, (channels, taps), device)?)];
-    if values.bias.is_some() {
-        grads.push(Some(Tensor::from_vec(dbias, channels, device)?));
-    }
-    if values.before.is_some() {
-        grads.push(Some(dbefore.tensor()?));
-    }
-    Ok(grads)
 }
 
 /// dx of a block's tokens, gathered from the document's queries that read them.
 #[inline(always)]
-fn input_gradient(call: &Call, inputs: &Inputs, block: &Block, du: &[f32], dx: OutputPointer) {
+fn input_gradient(call: &ShortConvolution, inputs: &Inputs, block: &Block, du: &[f32], dx: OutputPointer) {
     for token in block.tokens.clone() {
         // SAFETY: each token lies in one block.
         let dx = unsafe { dx.slice(call.at(block.row, token).start, call.channels) };

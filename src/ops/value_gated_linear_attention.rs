@@ -19,7 +19,7 @@ use super::cpu::decay::{Decay, Read, gate_gradient, put_rows, write};
 use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, exp, simd};
 use super::cpu::{Heads, Output, Sharing, Slice, zeroed};
-use super::operator::{Operator, apply};
+use super::operator::{Operator, apply, on_device};
 use super::recurrence::{CHUNK, PerState, Sizes, keep_next};
 use super::tape::Var;
 use crate::Result;
@@ -210,7 +210,11 @@ impl Operator for ValueGated {
 }
 
 /// One token, T = 1, without gradients: o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
-pub fn value_gated_step(
+pub fn value_gated_step(qkv: (&Tensor, &Tensor, &Tensor), gate: &Tensor, state: &Tensor) -> Result<(Tensor, Tensor)> {
+    on_device(ValueGated::NAME, state, || value_gated_step_cpu(qkv, gate, state))
+}
+
+fn value_gated_step_cpu(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     gate: &Tensor,
     state: &Tensor,
