@@ -6,11 +6,10 @@
 mod based;
 mod carry;
 mod cosformer;
+mod delta_parts;
 mod delta_product;
 mod deltanet;
-mod elu_plus_one;
 mod flowformer;
-mod gated_deltanet;
 mod gla;
 mod gsa;
 mod heads;
@@ -31,6 +30,7 @@ mod nalaformer;
 pub mod options;
 mod parts;
 mod performer;
+mod pointwise;
 mod rebased;
 mod recurrent;
 mod retention;
@@ -38,9 +38,7 @@ mod rwkv6;
 mod rwkv7;
 mod scale;
 mod simple_gla;
-mod slab;
 mod softmax;
-mod squared_relu;
 mod state;
 mod t2r;
 mod titans;
@@ -83,9 +81,9 @@ pub static MIXERS: &[Registration] = &[
     hedgehog::REGISTRATION,
     hedgehog_fla::REGISTRATION,
     t2r::REGISTRATION,
-    elu_plus_one::REGISTRATION,
-    squared_relu::REGISTRATION,
-    slab::REGISTRATION,
+    pointwise::ELU_PLUS_ONE,
+    pointwise::SQUARED_RELU,
+    pointwise::SLAB,
     performer::REGISTRATION,
     cosformer::REGISTRATION,
     based::REGISTRATION,
@@ -96,7 +94,7 @@ pub static MIXERS: &[Registration] = &[
     nalaformer::REGISTRATION,
     transnormer::REGISTRATION,
     gla::REGISTRATION,
-    gated_deltanet::REGISTRATION,
+    deltanet::GATED,
     simple_gla::REGISTRATION,
     retention::REGISTRATION,
     lightning::REGISTRATION,
@@ -108,7 +106,7 @@ pub static MIXERS: &[Registration] = &[
     mamba2::REGISTRATION,
     mlstm::REGISTRATION,
     rwkv6::REGISTRATION,
-    deltanet::REGISTRATION,
+    deltanet::DELTANET,
     kda::REGISTRATION,
     delta_product::REGISTRATION,
     titans::REGISTRATION,
