@@ -119,12 +119,12 @@ impl Recurrent for Rwkv6 {
         let (batch, tokens) = heads.size()?;
         let split = |x: Var| x.reshape(&[batch, tokens, self.site.heads, self.site.width]);
         let x = heads.input()?;
-        let shifted = carry.shift("last_input", x)?;
+        let shifted = carry.token_shift("last_input", x)?;
         let mixed = lerp(x, &shifted, bound.get("mix_base")?)?;
         let low = linear(&OF_DECAY.of(x, &shifted, &mixed, bound)?, bound.get("decay_down")?)?;
         let w = linear(&map(&low, Map::Tanh)?, bound.get("decay_up")?)?;
         let decay = scale(&map(&add(&w, bound.get("decay_bias")?)?, Map::Exp)?, -1.0, 0.0)?;
-        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &carry.shift(last, x)?, bound.get(mu)?);
+        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &carry.token_shift(last, x)?, bound.get(mu)?);
         let q = shift("last_q", &heads.q, "q_shift")?;
         let k = shift("last_k", &heads.k, "k_shift")?;
         let v = shift("last_v", &heads.v, "v_shift")?;
