@@ -24,6 +24,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "several delta-rule writes a token, with a decay per head",
     formula: "S_t = (prod_i I - b_ti k_ti k_ti^T) e^g_t S_{t-1} + writes;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
     paper: "DeltaProduct (arXiv 2502.10297)",
+    rope: false,
+    seeding: "q and the first write's k and v through short convolutions; q and k at unit length",
     options: &[
         OptionSpec {
             name: "micro_steps",

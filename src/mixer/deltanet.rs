@@ -25,6 +25,8 @@ pub const DELTANET: Registration = Registration {
     summary: "delta rule: a key's old value is replaced by the new one",
     formula: "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K);  |q| = |k| = 1",
     paper: "DeltaNet (arXiv 2406.06484)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[
         delta::NEGATIVE_EIGENVALUES,
         Convolutions::option("true"),
@@ -39,6 +41,8 @@ pub const GATED: Registration = Registration {
     summary: "delta rule with a decay per head",
     formula: "S~ = e^g_t S_{t-1};  S_t = S~ + b_t k_t (v_t - S~^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
     paper: "Gated DeltaNet (arXiv 2412.06464)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[delta::NEGATIVE_EIGENVALUES, Convolutions::option("true"), Finish::GATE],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| build(true, options, site, window),

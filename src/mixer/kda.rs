@@ -26,6 +26,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "Kimi delta attention: delta rule with a decay per key channel",
     formula: "S~ = diag(e^g_t) S_{t-1};  S_t = S~ + b_t k_t (v_t - S~^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K) sigmoid(W4 W3 x_t)",
     paper: "Kimi Linear (arXiv 2510.26692)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[
         OptionSpec {
             name: "safe_gate",

@@ -32,6 +32,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "state-space duality: a decay tied to the step size (Mamba-2)",
     formula: "S_t = e^(-e^A dt_t) S_{t-1} + k_t (dt_t v_t)^T;  o_t = norm((q_t^T S_t + d v_t) silu(W_z x_t));  dt = softplus(W x + b)",
     paper: "Mamba-2 (arXiv 2405.21060), seeded as in MambaInLlama (arXiv 2408.15237)",
+    rope: false,
+    seeding: "C <- q, B <- k, x <- v, through short convolutions",
     options: &[Convolutions::option("true")],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {

@@ -41,6 +41,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "a decay per key channel from token-shifted inputs, and a bonus for the token itself (RWKV-6)",
     formula: "o_t = norm(q_t^T (S_{t-1} + diag(u) k_t v_t^T)) swish(W_g m_t);  S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;  g = -e^w(m)",
     paper: "RWKV-6 (arXiv 2404.05892)",
+    rope: false,
+    seeding: "r <- q, k and v, each mixed with its predecessor by a share that starts at zero",
     options: &[
         OptionSpec {
             name: "mix_rank",
