@@ -9,6 +9,7 @@ mod common;
 mod extremes;
 mod gradients;
 mod recurrent;
+mod registered;
 
 use candle_core::{DType, Tensor};
 use common::{difference, random};
