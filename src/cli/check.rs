@@ -2,6 +2,7 @@
 
 use super::printer::Printer;
 use crate::Result;
+use crate::plan;
 use crate::recipe::Recipe;
 
 /// Name every mistake of a recipe at once, with line and column
@@ -30,6 +31,9 @@ impl RecipeArgs {
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
         let recipe = self.recipe.load()?;
+        if let Some(error) = plan::check(&recipe)? {
+            printer.warn(format_args!("{}: not held to its teacher: {error}", recipe.name));
+        }
         printer.note(format_args!("{}: no mistakes; `subquad plan {0}` shows what it would do", recipe.name));
         Ok(())
     }

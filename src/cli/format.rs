@@ -83,6 +83,30 @@ pub(super) fn ranges(numbers: &[usize]) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
+/// Columns that texts for people fill.
+const WIDTH: usize = 80;
+
+/// `text` in lines of at most 80 columns where words allow it, the first behind `indent`, the others behind `deeper`.
+/// What is separated by a semicolon and two spaces, as formulas are, breaks there first.
+pub(super) fn wrapped(text: &str, indent: &str, deeper: &str) -> String {
+    let mut lines: Vec<String> = vec![];
+    for part in text.split_inclusive(";  ").map(str::trim_end) {
+        match lines.last_mut() {
+            Some(last) if last.width() + 2 + part.width() <= WIDTH => last.extend(["  ", part]),
+            _ => {
+                let start = lines.len();
+                for word in part.split_whitespace() {
+                    match lines.get_mut(start..).and_then(<[String]>::last_mut) {
+                        Some(last) if last.width() + 1 + word.width() <= WIDTH => last.extend([" ", word]),
+                        _ => lines.push(format!("{}{word}", if lines.is_empty() { indent } else { deeper })),
+                    }
+                }
+            }
+        }
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
 /// Columns of a table.
 pub(super) enum Align {
     Left,
@@ -127,6 +151,14 @@ mod tests {
         let expected = ["0.0 s", "9.9 s", "10 s", "59 s", "1m 00s", "1m 23s", "2h 05m", "3d 04h"];
         assert_eq!(times.map(seconds), expected);
         assert_eq!([f64::INFINITY, f64::NAN, -1.0].map(seconds), ["over a year", "0.0 s", "0.0 s"]);
+    }
+
+    #[test]
+    fn texts_are_wrapped() {
+        let a = "a".repeat(39);
+        assert_eq!(wrapped(&format!("{a} {a} {a} b"), " ", "  "), format!(" {a} {a}\n  {a} b\n"));
+        assert_eq!(wrapped(&format!("{a};  {a};  b c"), "", " "), format!("{a};\n {a};  b c\n"));
+        assert_eq!(wrapped(&a.repeat(3), " ", ""), format!(" {}\n", a.repeat(3)));
     }
 
     #[test]

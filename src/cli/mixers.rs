@@ -1,18 +1,20 @@
 //! `subquad mixers`
 
-use serde_json::{Value, json};
-
-use super::format::{Align, table};
+use super::format::{self, Align, table};
+use super::mechanism::{Mechanism, Place};
+use super::opened::Opened;
 use super::printer::Printer;
-use crate::checkpoint::nearest;
-use crate::mixer::{self, MIXERS, OptionKind, OptionSpec, Registration};
-use crate::{Error, Result};
+use crate::Result;
+use crate::mixer::{self, MIXERS};
 
 /// List the mechanisms that can replace softmax attention, or explain one with its options
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Explain this one
     name: Option<String>,
+    /// Count for the layers of this model: a folder, a run, or builtin:NAME [default: the sizes of Llama 3.2 1B]
+    #[arg(long = "for", value_name = "MODEL")]
+    model: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -20,90 +22,44 @@ pub(super) struct Args {
 
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
-        let one = self.name.as_deref().map(find).transpose()?;
+        let one = self.name.as_deref().map(mixer::known).transpose()?;
+        let place = match &self.model {
+            Some(model) => Place::of(model, &Opened::open(model, None)?.spec),
+            None => Place::example(),
+        };
         match (one, self.json) {
-            (Some(mixer), true) => printer.json(&as_json(mixer)),
-            (None, true) => printer.json(&MIXERS.iter().map(as_json).collect::<Vec<_>>()),
-            (Some(mixer), false) => printer.data(explained(mixer)),
-            (None, false) => {
-                let row = |mixer: &Registration| vec![mixer.name.to_string(), mixer.summary.to_string()];
-                printer.data(table(&[Align::Left, Align::Left], &MIXERS.iter().map(row).collect::<Vec<_>>()))
+            (Some(one), json) => {
+                let mechanism = Mechanism::new(one, &place)?;
+                if json { printer.json(&mechanism) } else { printer.data(mechanism.explained(&place)) }
+            }
+            (None, json) => {
+                let all = MIXERS.iter().map(|m| Mechanism::new(m, &place)).collect::<Result<Vec<_>>>()?;
+                if json { printer.json(&all) } else { printer.data(listed(&all, &place)) }
             }
         }
     }
 }
 
-fn find(name: &str) -> Result<&'static Registration> {
-    mixer::find(name).ok_or_else(|| {
-        let near = nearest(name, MIXERS.iter().map(|mixer| mixer.name)).map(|near| format!("did you mean `{near}`? "));
-        Error::usage(
-            format!("unknown mixer `{name}`"),
-            format!("{}`subquad mixers` lists the mixers", near.unwrap_or_default()),
-        )
-    })
-}
-
-fn explained(mixer: &Registration) -> String {
-    let mut out = format!("{}: {}\n\n  {}\n\n{}\n", mixer.name, mixer.summary, mixer.formula, mixer.paper);
-    if !mixer.options.is_empty() {
-        out.push_str("\noptions, under [student]:\n");
-    }
-    for option in mixer.options {
-        let default = match option.default {
-            "null" => String::new(),
-            default => format!(", default {default}"),
-        };
-        out.push_str(&format!("\n  {}  {}{default}\n", option.name, values(option)));
-        for line in wrapped(option.help, 76) {
-            out.push_str(&format!("    {line}\n"));
+/// A heading, then a block of lines for each, its first one a row of the table that all first lines make.
+fn listed(all: &[Mechanism], place: &Place) -> String {
+    let head = ["", "state of a head", "adds to a layer"].map(String::from).to_vec();
+    let row = |m: &Mechanism| vec![m.name.to_string(), m.state_bytes_per_head.bytes(), m.added_parameters.count()];
+    let rows: Vec<Vec<String>> = [head].into_iter().chain(all.iter().map(row)).collect();
+    let rows = table(&[Align::Left, Align::Right, Align::Right], &rows);
+    let mut rows = rows.lines();
+    let heading = format!(
+        "Without a window, defaults, in {}. A head's state has one size, whatever the length of the text; softmax \
+         keeps {} of keys and values for every token. `subquad mixers NAME` explains one.",
+        place.words(),
+        format::bytes(place.softmax_bytes_per_head_and_token() as u64),
+    );
+    let mut out = format::wrapped(&heading, "", "");
+    out += &format!("\n{}\n", rows.next().unwrap_or_default());
+    for (mechanism, row) in all.iter().zip(rows) {
+        out += &format!("\n{row}\n");
+        for text in [mechanism.summary, mechanism.formula, mechanism.paper] {
+            out += &format::wrapped(text, "  ", "    ");
         }
     }
     out
-}
-
-fn values(option: &OptionSpec) -> String {
-    match option.kind {
-        OptionKind::Integer { min, max } => format!("a whole number from {min} to {max}"),
-        OptionKind::Number { min, max } => format!("a number from {min} to {max}"),
-        OptionKind::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
-        OptionKind::Flag => "true or false".into(),
-    }
-}
-
-/// Lines of at most `width` characters, where words allow it.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("starts with one");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.extend([" ", word]);
-        } else {
-            lines.push(word.into());
-        }
-    }
-    lines
-}
-
-fn as_json(mixer: &Registration) -> Value {
-    let option = |option: &OptionSpec| {
-        let mut described = match option.kind {
-            OptionKind::Integer { min, max } => json!({ "type": "integer", "min": min, "max": max }),
-            OptionKind::Number { min, max } => json!({ "type": "number", "min": min, "max": max }),
-            OptionKind::Choice(words) => json!({ "type": "string", "values": words }),
-            OptionKind::Flag => json!({ "type": "boolean" }),
-        };
-        described["name"] = option.name.into();
-        described["default"] = option.default_value();
-        described["help"] = option.help.into();
-        described
-    };
-    json!({
-        "name": mixer.name,
-        "summary": mixer.summary,
-        "formula": mixer.formula,
-        "paper": mixer.paper,
-        "options": mixer.options.iter().map(option).collect::<Vec<_>>(),
-    })
 }

@@ -11,6 +11,7 @@ mod format;
 mod generate;
 mod inspect;
 mod logging;
+mod mechanism;
 mod mixers;
 mod opened;
 mod plan;

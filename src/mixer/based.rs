@@ -8,7 +8,8 @@ use super::carry::Carry;
 use super::maps::Maps;
 use super::recurrent::{self, Recurrent};
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    Bound, Combine, Heads, How, Initial, Knob, Misfit, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale,
+    Site,
 };
 use crate::Result;
 use crate::ops::Var;
@@ -32,6 +33,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "Taylor polynomial of the exponential over reduced q and k",
     formula: "phi(q).phi(k) = 1 + s + s^2 / 2, s = (W_q q).(W_k k) / sqrt f;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Based (arXiv 2402.18668)",
+    rope: true,
+    seeding: "q and k through learned maps that start as their first channels",
     options: &[WIDTH, Maps::SHARED, Scale::OPTION],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {
@@ -56,6 +59,10 @@ impl Recurrent for Based {
         let (a, b) = (taylor(&self.maps.run(q, bound, "q_map")?)?, taylor(&self.maps.run(k, bound, "k_map")?)?);
         let (num, den) = carry.linear(("s", "z"), &a, &b, &heads.v)?;
         quotient(&num, &den, EPS)
+    }
+
+    fn misfits(&self, _: usize) -> Vec<Misfit> {
+        Misfit::wide_identity(WIDTH.name, self.maps.columns, &self.maps.site, "").into_iter().collect()
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -164,13 +164,6 @@ impl<'a> Carry<'a> {
         mul(x, &Tensor::from_vec(inside, (batch, tokens, 1, 1), &Device::Cpu)?.into())
     }
 
-    /// [`token_shift`] of `x` with its last token `name`.
-    pub fn shift(&mut self, name: &'static str, x: &Var) -> Result<Var> {
-        let (shifted, last) = token_shift(x, self.get(name).as_ref(), self.documents)?;
-        self.put(name, &last);
-        Ok(shifted)
-    }
-
     /// [`value_gated_linear_attention`] with its state `name`.
     pub fn value_gated(&mut self, name: &'static str, (q, k, v): (&Var, &Var, &Var), gate: &Var) -> Result<Var> {
         let before = self.get(name);

@@ -7,7 +7,7 @@
 
 use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::{Bound, Combine, Heads, Knob, Misfit, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::mul;
@@ -23,6 +23,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "positive parts weighed by the cosine of their distance",
     formula: "phi(x_t) = [r sin u, r cos u], r = max(x, 0), u = pi t / 2M;  o_t = phi(q_t) S_t / max(phi(q_t).z_t, 1e-6)",
     paper: "cosFormer (arXiv 2202.08791)",
+    rope: false,
+    seeding: "positive parts of q and k",
     options: &[
         OptionSpec {
             name: "length",
@@ -64,6 +66,18 @@ impl Recurrent for Cosformer {
         let (a, b) = (features(&heads.q)?, features(&heads.k)?);
         let (num, den) = carry.linear(("s", "z"), &a, &b, &heads.v)?;
         quotient(&num, &map(&den, Map::Clamp { min: FLOOR, max: f32::INFINITY })?, 0.0)
+    }
+
+    fn misfits(&self, tokens: usize) -> Vec<Misfit> {
+        let misfit = Misfit {
+            option: Some("length"),
+            what: format!(
+                "`length` is {}: in a text of {tokens} tokens, weights of keys that are further away turn negative",
+                self.length
+            ),
+            hint: format!("at least {tokens}"),
+        };
+        if tokens > self.length { vec![misfit] } else { vec![] }
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -5,34 +5,27 @@
 //! teacher's k and v; the others have projections and convolutions of their own. No RoPE.
 
 use super::carry::Carry;
+use super::delta_parts as delta;
 use super::parts::{Convolutions, Finish, gate, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
-};
+use super::{Bound, Combine, Heads, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::broadcast::{mul, scale};
+use crate::ops::broadcast::scale;
 use crate::ops::linear::linear;
 use crate::ops::map::{Map, map};
-use crate::ops::norm::l2_norm;
 use crate::ops::shape::{concat_last, pick_micro_step, place_micro_step};
 
-/// A decay of 0.99 a token at the start: e^A softplus(b) = 0.01.
-const LOG_A: f32 = 0.0;
-const DT_BIAS: f32 = -4.600_166;
-/// The first write's sigmoid: beta = 1 where it is doubled.
-const BETA_BIAS: f32 = 0.0;
-/// That of the others, which start small: their keys are random and their values zero, so that all they do is forget.
+/// Writes after the first start small: their keys are random and their values zero, so that all they do is forget.
 const MORE_BETA_BIAS: f32 = -4.0;
-/// flash-linear-attention's l2norm.
-const EPS: f64 = 1e-6;
 
 pub const REGISTRATION: Registration = Registration {
     name: "delta-product",
     summary: "several delta-rule writes a token, with a decay per head",
     formula: "S_t = (prod_i I - b_ti k_ti k_ti^T) e^g_t S_{t-1} + writes;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
     paper: "DeltaProduct (arXiv 2502.10297)",
+    rope: false,
+    seeding: "q and the first write's k and v through short convolutions; q and k at unit length",
     options: &[
         OptionSpec {
             name: "micro_steps",
@@ -41,11 +34,10 @@ pub const REGISTRATION: Registration = Registration {
             help: "writes a token (flash-linear-attention: 2); the first takes the teacher's k and v",
         },
         OptionSpec {
-            name: "negative_eigenvalues",
-            kind: OptionKind::Flag,
             default: "true",
             help: "double beta, so that a state can be reflected, which products of writes turn into rotations (the \
                    paper's and flash-linear-attention's default)",
+            ..delta::NEGATIVE_EIGENVALUES
         },
         Convolutions::option("true"),
         Finish::GATE,
@@ -56,7 +48,7 @@ pub const REGISTRATION: Registration = Registration {
         let mixer = DeltaProduct {
             site,
             steps: options.integer("micro_steps", 2),
-            reach: if options.flag("negative_eigenvalues") { 2.0 } else { 1.0 },
+            reach: delta::reach(options),
             convolutions: Convolutions::new(site, convolution),
             convolution,
             finish: Finish::new(site, options.flag("output_gate"), 1e-5),
@@ -118,12 +110,12 @@ impl Recurrent for DeltaProduct {
         let (more, more_heads) = (self.more(), (self.steps - 1) * heads);
         let random = Initial::Kaiming { fan_in: model_width };
         let mut all = vec![
-            NewTensor { name: "a_log", shape: vec![heads, 1], initial: Initial::Constant(LOG_A) },
+            delta::log_rate(&self.site),
             NewTensor { name: "more_k_weight", shape: vec![more, model_width], initial: random },
             NewTensor { name: "more_v_weight", shape: vec![more, model_width], initial: Initial::Constant(0.0) },
         ];
-        all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, heads, DT_BIAS));
-        all.extend(gate_tensors("beta_weight", "beta_bias", &self.site, heads, BETA_BIAS));
+        all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, heads, delta::DT_BIAS));
+        all.extend(delta::beta_tensors(&self.site));
         all.extend(gate_tensors("more_beta_weight", "more_beta_bias", &self.site, more_heads, MORE_BETA_BIAS));
         all.extend(self.convolutions.tensors());
         if self.convolution {
@@ -137,11 +129,10 @@ impl Recurrent for DeltaProduct {
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let (Site { heads: h, width, .. }, n) = (self.site, self.steps);
         let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
-        let q = scale(&l2_norm(&q, EPS)?, 1.0 / (width as f32).sqrt(), 0.0)?;
-        let k = l2_norm(&self.all(&k, ("more_k_weight", "more_k_convolution"), heads, bound, carry)?, EPS)?;
+        let k = self.all(&k, ("more_k_weight", "more_k_convolution"), heads, bound, carry)?;
+        let (q, k) = delta::unit_vectors(&q, &k, width)?;
         let v = self.all(&v, ("more_v_weight", "more_v_convolution"), heads, bound, carry)?;
-        let dt = map(&gate(heads, bound, "decay_weight", "dt_bias", h)?, Map::Softplus)?;
-        let decay = scale(&mul(&dt, &map(bound.get("a_log")?, Map::Exp)?)?, -1.0, 0.0)?;
+        let decay = delta::decay(&delta::step_size(heads, bound, "decay_weight", h)?, bound)?;
         // A token decays before its first write and is read after its last.
         let (q, decay) = (place_micro_step(&q, n, n - 1)?, place_micro_step(&decay, n, 0)?);
         let o = carry.delta("s", (&q, &k, &v), &self.beta(heads, bound)?, Some(&decay), n)?;
@@ -149,11 +140,7 @@ impl Recurrent for DeltaProduct {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        // Decays of 0.5 to 0.9998 a token; beta of 0.05 to 0.95 (times two where doubled).
-        let decay = &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5];
-        let beta = &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
-        vec![knob("dt_bias", decay), knob("beta_bias", beta)]
+        vec![delta::DECAY_KNOB, delta::BETA_KNOB]
     }
 
     fn scale(&self) -> Scale {

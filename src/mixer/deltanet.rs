@@ -1,53 +1,67 @@
-//! DeltaNet (arXiv 2406.06484), as in flash-linear-attention's layer.
+//! DeltaNet (arXiv 2406.06484) and Gated DeltaNet (arXiv 2412.06464), as in flash-linear-attention's layers.
 //!
-//! beta = sigmoid(W_b x), one per head; q and k of unit length after their convolutions;
-//! S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = (q_t / sqrt K)^T S_t; RMSNorm per head. beta is doubled where
-//! negative eigenvalues are allowed (arXiv 2411.12537). No RoPE.
+//! beta = sigmoid(W_b x), one per head; q and k of unit length after their convolutions; RMSNorm per head. No RoPE.
+//!
+//! ```text
+//! deltanet          S~ = S_{t-1}
+//! gated-deltanet    S~ = e^g_t S_{t-1}, g = -e^A softplus(W_a x + b_dt), one per head; the norm times swish(W_g x)
+//! both              S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T, o_t = (q_t / sqrt K)^T S_t
+//! ```
+//!
+//! beta is doubled where negative eigenvalues are allowed (arXiv 2411.12537).
 
 use super::carry::Carry;
-use super::parts::{Convolutions, Finish, gate, gate_tensors};
+use super::delta_parts as delta;
+use super::parts::{Convolutions, Finish, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, How, Knob, Mixer, NewTensor, OptionSpec, Options, Per, Registration, Scale, Site, Window,
+};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::broadcast::scale;
-use crate::ops::map::{Map, map};
-use crate::ops::norm::l2_norm;
 
-/// beta = 0.5.
-const BETA_BIAS: f32 = 0.0;
-/// flash-linear-attention's l2norm.
-const EPS: f64 = 1e-6;
-
-pub const REGISTRATION: Registration = Registration {
+pub const DELTANET: Registration = Registration {
     name: "deltanet",
     summary: "delta rule: a key's old value is replaced by the new one",
     formula: "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K);  |q| = |k| = 1",
     paper: "DeltaNet (arXiv 2406.06484)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[
-        OptionSpec {
-            name: "negative_eigenvalues",
-            kind: OptionKind::Flag,
-            default: "false",
-            help: "double beta, so that a state can be reflected (arXiv 2411.12537)",
-        },
+        delta::NEGATIVE_EIGENVALUES,
         Convolutions::option("true"),
         OptionSpec { default: "false", ..Finish::GATE },
     ],
     combine: &[Combine::Fixed, Combine::Learned],
-    build: |options, site, window| {
-        let mixer = DeltaNet {
-            site,
-            reach: if options.flag("negative_eigenvalues") { 2.0 } else { 1.0 },
-            convolutions: Convolutions::new(site, options.flag("convolution")),
-            finish: Finish::new(site, options.flag("output_gate"), 1e-5),
-        };
-        Ok(recurrent::mixer(mixer, site, window))
-    },
+    build: |options, site, window| build(false, options, site, window),
 };
+
+pub const GATED: Registration = Registration {
+    name: "gated-deltanet",
+    summary: "delta rule with a decay per head",
+    formula: "S~ = e^g_t S_{t-1};  S_t = S~ + b_t k_t (v_t - S~^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
+    paper: "Gated DeltaNet (arXiv 2412.06464)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
+    options: &[delta::NEGATIVE_EIGENVALUES, Convolutions::option("true"), Finish::GATE],
+    combine: &[Combine::Fixed, Combine::Learned],
+    build: |options, site, window| build(true, options, site, window),
+};
+
+fn build(decays: bool, options: &Options, site: Site, window: Option<Window>) -> Result<Box<dyn Mixer>> {
+    let mixer = DeltaNet {
+        site,
+        decays,
+        reach: delta::reach(options),
+        convolutions: Convolutions::new(site, options.flag("convolution")),
+        finish: Finish::new(site, options.flag("output_gate"), 1e-5),
+    };
+    Ok(recurrent::mixer(mixer, site, window))
+}
 
 struct DeltaNet {
     site: Site,
+    decays: bool,
     /// Largest beta.
     reach: f32,
     convolutions: Convolutions,
@@ -56,7 +70,12 @@ struct DeltaNet {
 
 impl Recurrent for DeltaNet {
     fn tensors(&self) -> Vec<NewTensor> {
-        let mut all = gate_tensors("beta_weight", "beta_bias", &self.site, self.site.heads, BETA_BIAS).to_vec();
+        let mut all = vec![];
+        if self.decays {
+            all.push(delta::log_rate(&self.site));
+            all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, self.site.heads, delta::DT_BIAS));
+        }
+        all.extend(delta::beta_tensors(&self.site));
         all.extend(self.convolutions.tensors());
         all.extend(self.finish.tensors());
         all
@@ -65,16 +84,21 @@ impl Recurrent for DeltaNet {
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let Site { heads: h, width, .. } = self.site;
         let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
-        let q = scale(&l2_norm(&q, EPS)?, 1.0 / (width as f32).sqrt(), 0.0)?;
-        let k = l2_norm(&k, EPS)?;
-        let beta = map(&gate(heads, bound, "beta_weight", "beta_bias", h)?, Map::Sigmoid)?;
-        let beta = scale(&beta, self.reach, 0.0)?;
-        let o = carry.delta("s", (&q, &k, &v), &beta, None, 1)?;
+        let (q, k) = delta::unit_vectors(&q, &k, width)?;
+        let decay = match self.decays {
+            true => Some(delta::decay(&delta::step_size(heads, bound, "decay_weight", h)?, bound)?),
+            false => None,
+        };
+        let beta = delta::beta(heads, bound, h, self.reach)?;
+        let o = carry.delta("s", (&q, &k, &v), &beta, decay.as_ref(), 1)?;
         self.finish.run(&o, heads, bound)
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        // beta of 0.01 to 0.95 (times two where doubled): without a decay, small writes are the only long average.
+        if self.decays {
+            return vec![delta::DECAY_KNOB, delta::BETA_KNOB];
+        }
+        // Without a decay, small writes are the only long average: beta of 0.01 to 0.95.
         let values = &[-4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
         vec![Knob { tensor: "beta_bias", per: Per::Head, values, how: How::Set }]
     }

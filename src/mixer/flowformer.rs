@@ -26,6 +26,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "linear attention as a flow network, causal",
     formula: "o_t = sigmoid(C_t) (I_t / t) a_t^T sum_s b_s (p_s v_s)^T, a = sigmoid(q), b = sigmoid(k), flows I, C, p from prefix sums",
     paper: "Flowformer (arXiv 2202.06258)",
+    rope: false,
+    seeding: "sigmoids of q and k",
     options: &[Scale::OPTION],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {

@@ -25,6 +25,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "gated linear attention, a decay per key channel",
     formula: "S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t);  g = ln sigmoid(W2 W1 x + b) / 16",
     paper: "Gated Linear Attention (arXiv 2312.06635)",
+    rope: false,
+    seeding: "q, k and v as they are",
     options: &[
         OptionSpec {
             name: "gate_rank",

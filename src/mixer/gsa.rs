@@ -35,9 +35,11 @@ pub const REGISTRATION: Registration = Registration {
     summary: "gated slot attention: softmax over slots that decay",
     formula: "p_t = softmax(q_t^T Hk_t);  o_t = norm(silu(p_t^T Hv_t));  Hk, Hv gated sums of k s^T, s v^T;  s = 1 - e^f",
     paper: "Gated Slot Attention (arXiv 2409.07146)",
+    rope: false,
+    seeding: "q, k and v through SiLU",
     options: &[OptionSpec {
         name: "slots",
-        kind: OptionKind::Integer { min: 1, max: 1024 },
+        kind: OptionKind::Integer { min: 2, max: 1024 },
         default: "null",
         help: "slots of each kv head (default: the head width, as flash-linear-attention; the paper: 64)",
     }],

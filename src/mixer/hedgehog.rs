@@ -11,7 +11,7 @@
 //! The linear term is not multiplied by e^-m_i, as in the published code.
 
 use super::kernel::{self, Kernel, Side};
-use super::{Bound, Combine, How, Initial, Knob, NewTensor, Per, Scale, Site};
+use super::{Bound, Combine, How, Initial, Knob, Misfit, NewTensor, Per, Scale, Site};
 use super::{OptionKind, OptionSpec, Registration};
 use crate::Result;
 use crate::ops::{Var, feature_map};
@@ -24,13 +24,15 @@ pub const REGISTRATION: Registration = Registration {
     summary: "learned softmax feature maps, one per head (LoLCATs)",
     formula: "phi(x) = [softmax(x W), softmax(-x W)];  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Hedgehog (arXiv 2402.04347), as in LoLCATs (arXiv 2410.10254)",
+    rope: true,
+    seeding: "q and k through learned maps that start as the identity",
     options: &[
         OptionSpec {
             name: "feature_width",
-            kind: OptionKind::Integer { min: 1, max: 1024 },
+            kind: OptionKind::Integer { min: 2, max: 1024 },
             default: "null",
             help: "columns of each head's map; the head has twice as many features (default: the head width, as \
-                   LoLCATs' 8B configs)",
+                   LoLCATs' 8B configs); of one alone the softmax is always 1",
         },
         OptionSpec {
             name: "init",
@@ -64,6 +66,11 @@ impl Kernel for Hedgehog {
         let initial = if self.identity { Initial::Identity } else { Initial::Kaiming { fan_in: width } };
         let map = |name| NewTensor { name, shape: vec![heads, width, self.half], initial };
         vec![map("q_map"), map("k_map")]
+    }
+
+    fn misfits(&self) -> Vec<Misfit> {
+        let identity = Misfit::wide_identity("feature_width", self.half, &self.site, " or `init = \"kaiming\"`");
+        identity.filter(|_| self.identity).into_iter().collect()
     }
 
     fn features(&self) -> usize {

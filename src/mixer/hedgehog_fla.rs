@@ -18,6 +18,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "learned softmax feature maps, one softmax (flash-linear-attention)",
     formula: "phi(x) = softmax([2y, -2y]), y = W x + b;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Hedgehog (arXiv 2402.04347), as in flash-linear-attention",
+    rope: true,
+    seeding: "q and k through learned maps that start as the identity",
     options: &[Maps::SHARED, Scale::OPTION],
     combine: Combine::ALL,
     build: |options, site, window| {

@@ -28,6 +28,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "linear RNN whose keys are one minus their decay",
     formula: "S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T;  o_t = norm(silu(q_t)^T S_t / sqrt K);  e^g = lb + (1 - lb) sigmoid(k + b)",
     paper: "HGRN2 (arXiv 2404.07904)",
+    rope: false,
+    seeding: "forget gate <- k, input <- v; q through SiLU",
     options: &[OptionSpec {
         name: "lower_bound",
         kind: OptionKind::Flag,

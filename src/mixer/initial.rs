@@ -30,6 +30,18 @@ pub enum Initial {
     OrthogonalGaussian,
 }
 
+impl std::fmt::Display for Initial {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Initial::Constant(value) => write!(f, "all {value}"),
+            Initial::LastTap => f.write_str("last tap 1"),
+            Initial::Identity => f.write_str("identity"),
+            Initial::Kaiming { .. } => f.write_str("Kaiming-uniform"),
+            Initial::OrthogonalGaussian => f.write_str("orthogonal Gaussian"),
+        }
+    }
+}
+
 /// A generator for the thing called `name` under `seed`; names keep draws independent of order.
 pub fn generator(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
     let digest = sha2::Sha256::digest([&seed.to_le_bytes()[..], name.as_bytes()].concat());

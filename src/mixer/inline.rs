@@ -17,6 +17,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "injective linear attention, causal",
     formula: "o_t = (s/t) q_t^T sum k v^T + (1 - s q_t.mean(k)) mean(v), s = K^-1/2",
     paper: "InLine (arXiv 2412.06590)",
+    rope: false,
+    seeding: "q, k and v as they are",
     options: &[
         OptionSpec {
             name: "rope",

@@ -6,28 +6,19 @@
 //! g = -5 sigmoid(e^A (W2 W1 x + b_dt)), bounded below. No RoPE.
 
 use super::carry::Carry;
-use super::parts::{Convolutions, Finish, gate, gate_tensors, low_rank_gate, low_rank_tensors};
+use super::delta_parts as delta;
+use super::parts::{Convolutions, Finish, low_rank_gate, low_rank_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
-};
+use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{mul, scale};
 use crate::ops::map::{Map, map};
-use crate::ops::norm::l2_norm;
 
-/// A decay of 0.99 a token at the start: e^A softplus(b) = 0.01.
-const LOG_A: f32 = 0.0;
-const DT_BIAS: f32 = -4.600_166;
-/// The safe gate's: 5 sigmoid(b) = 0.01.
+/// The safe gate's start: 5 sigmoid(b) = 0.01.
 const SAFE_BIAS: f32 = -6.212_606;
 /// The safe gate's lower bound on a log decay, the paper's and flash-linear-attention's.
 const FLOOR: f32 = -5.0;
-/// beta = 0.5.
-const BETA_BIAS: f32 = 0.0;
-/// flash-linear-attention's l2norm.
-const EPS: f64 = 1e-6;
 const GATE: [&str; 3] = ["gate_down", "gate_up", "dt_bias"];
 
 pub const REGISTRATION: Registration = Registration {
@@ -35,6 +26,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "Kimi delta attention: delta rule with a decay per key channel",
     formula: "S~ = diag(e^g_t) S_{t-1};  S_t = S~ + b_t k_t (v_t - S~^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K) sigmoid(W4 W3 x_t)",
     paper: "Kimi Linear (arXiv 2510.26692)",
+    rope: false,
+    seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[
         OptionSpec {
             name: "safe_gate",
@@ -48,12 +41,7 @@ pub const REGISTRATION: Registration = Registration {
             default: "null",
             help: "rank of the decay's and the output gate's projections (the paper's: the width of a head)",
         },
-        OptionSpec {
-            name: "negative_eigenvalues",
-            kind: OptionKind::Flag,
-            default: "false",
-            help: "double beta, so that a state can be reflected (arXiv 2411.12537)",
-        },
+        delta::NEGATIVE_EIGENVALUES,
         Convolutions::option("true"),
         OptionSpec {
             help: "multiply the normalised output by sigmoid(W2 W1 x + b), 1/2 at the start under a norm weight of 2",
@@ -67,7 +55,7 @@ pub const REGISTRATION: Registration = Registration {
             site,
             rank,
             safe: options.flag("safe_gate"),
-            reach: if options.flag("negative_eigenvalues") { 2.0 } else { 1.0 },
+            reach: delta::reach(options),
             convolutions: Convolutions::new(site, options.flag("convolution")),
             finish: match options.flag("output_gate") {
                 true => Finish::low_rank(site, rank, 1e-5),
@@ -103,10 +91,10 @@ impl Kda {
 impl Recurrent for Kda {
     fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, width, .. } = self.site;
-        let start = if self.safe { SAFE_BIAS } else { DT_BIAS };
-        let mut all = vec![NewTensor { name: "a_log", shape: vec![heads, 1], initial: Initial::Constant(LOG_A) }];
+        let start = if self.safe { SAFE_BIAS } else { delta::DT_BIAS };
+        let mut all = vec![delta::log_rate(&self.site)];
         all.extend(low_rank_tensors(GATE, &self.site, self.rank, heads * width, start));
-        all.extend(gate_tensors("beta_weight", "beta_bias", &self.site, heads, BETA_BIAS));
+        all.extend(delta::beta_tensors(&self.site));
         all.extend(self.convolutions.tensors());
         all.extend(self.finish.tensors());
         all
@@ -115,22 +103,19 @@ impl Recurrent for Kda {
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let Site { heads: h, width, .. } = self.site;
         let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
-        let q = scale(&l2_norm(&q, EPS)?, 1.0 / (width as f32).sqrt(), 0.0)?;
-        let k = l2_norm(&k, EPS)?;
-        let beta = map(&gate(heads, bound, "beta_weight", "beta_bias", h)?, Map::Sigmoid)?;
-        let beta = scale(&beta, self.reach, 0.0)?;
+        let (q, k) = delta::unit_vectors(&q, &k, width)?;
+        let beta = delta::beta(heads, bound, h, self.reach)?;
         let o = carry.delta("s", (&q, &k, &v), &beta, Some(&self.decay(heads, bound)?), 1)?;
         self.finish.run(&o, heads, bound)
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        // Decays of 0.5 to 0.9998 a token; beta of 0.05 to 0.95 (times two where doubled).
-        let decay: &[f32] = match self.safe {
-            true => &[-1.83, -3.0, -4.0, -5.0, -6.2, -7.5, -10.1],
-            false => &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5],
+        // The same decays, 0.5 to 0.9998 a token, by either gate.
+        let decay = match self.safe {
+            true => Knob { values: &[-1.83, -3.0, -4.0, -5.0, -6.2, -7.5, -10.1], ..delta::DECAY_KNOB },
+            false => delta::DECAY_KNOB,
         };
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
-        vec![knob("dt_bias", decay), knob("beta_bias", &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0])]
+        vec![decay, delta::BETA_KNOB]
     }
 
     fn scale(&self) -> Scale {

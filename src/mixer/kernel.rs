@@ -4,7 +4,7 @@
 //! under one joint normaliser, or blended with it.
 
 use super::window::{Combine, Joined, Window, after};
-use super::{Bound, Branches, Heads, Knob, Mixer, NewTensor, Scale, Site, State};
+use super::{Bound, Branches, Heads, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Scale, Site, State};
 use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, attention_entropy, quotient};
@@ -34,6 +34,11 @@ pub trait Kernel: Send + Sync {
     /// Whether the maps take q and k after RoPE.
     fn rotary(&self) -> bool {
         true
+    }
+
+    /// Why its site is not for it.
+    fn misfits(&self) -> Vec<Misfit> {
+        vec![]
     }
 
     /// What calibration may try: scales of features.
@@ -242,16 +247,12 @@ impl Mixer for KernelMixer {
         if !weights {
             return Ok((self.mix(heads, bound, None, Branches::Both)?, None));
         }
+        if let Some(what) = self.without_weights() {
+            return Err(Error::usage(what, NO_WEIGHTS));
+        }
         let window = match self.window {
+            Some(w) => Some((w.size, bound.get("window_factor")?)),
             None => None,
-            Some(w) if w.combine == Combine::Joint && w.sinks == 0 => Some((w.size, bound.get("window_factor")?)),
-            Some(_) => {
-                return Err(Error::usage(
-                    "attention weights can be compared only without a window, or with one under a joint normaliser \
-                     and without sinks",
-                    "set `loss.weights = 0` in the attention-transfer stage",
-                ));
-            }
         };
         let joined = Joined::of(heads, None)?;
         let features = self.features(heads, None, bound)?;
@@ -262,6 +263,18 @@ impl Mixer for KernelMixer {
         let (q, k, Features { q: a, k: b }) = (q.value(), k.value(), &features);
         let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, self.scale())?;
         Ok((output, Some(loss)))
+    }
+
+    fn misfits(&self, _: usize) -> Vec<Misfit> {
+        self.kernel.misfits()
+    }
+
+    fn without_weights(&self) -> Option<&'static str> {
+        let comparable = self.window.is_none_or(|w| w.combine == Combine::Joint && w.sinks == 0);
+        (!comparable).then_some(
+            "attention weights can be compared only without a window, or with one under a joint normaliser and without \
+             sinks",
+        )
     }
 
     fn knobs(&self) -> Vec<Knob> {

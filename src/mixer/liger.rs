@@ -14,7 +14,7 @@
 use super::carry::Carry;
 use super::gsa;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, Mixer, NewTensor, Options, Registration, Scale, Site, Window};
+use super::{Bound, Build, Combine, Heads, Knob, Mixer, NewTensor, Options, Registration, Scale, Site, Window};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::scale;
@@ -23,37 +23,50 @@ use crate::ops::softmax::softmax;
 
 /// What log gates of GLA and GSA are divided by.
 const NORMALIZER: f32 = 16.0;
-const PAPER: &str = "Liger (arXiv 2503.01496)";
 
-pub const GLA: Registration = Registration {
-    name: "liger-gla",
-    summary: "GLA with gates from the keys, no new projections (Liger)",
-    formula: "S_t = diag(e^g_t) S_{t-1} + softmax(k_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k) / 16",
-    paper: PAPER,
-    options: &[Scale::OPTION],
-    combine: &[Combine::Fixed, Combine::Learned],
-    build: |options, site, window| build(Form::Gla, options, site, window),
-};
+pub const GLA: Registration = registration(
+    "liger-gla",
+    "GLA with gates from the keys, no new projections (Liger)",
+    "S_t = diag(e^g_t) S_{t-1} + softmax(k_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k) / 16",
+    "softmax of q and of k; gates <- k",
+    |options, site, window| build(Form::Gla, options, site, window),
+);
 
-pub const HGRN2: Registration = Registration {
-    name: "liger-hgrn2",
-    summary: "HGRN2 with gates from the keys, no new projections (Liger)",
-    formula: "S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k)",
-    paper: PAPER,
-    options: &[Scale::OPTION],
-    combine: &[Combine::Fixed, Combine::Learned],
-    build: |options, site, window| build(Form::Hgrn2, options, site, window),
-};
+pub const HGRN2: Registration = registration(
+    "liger-hgrn2",
+    "HGRN2 with gates from the keys, no new projections (Liger)",
+    "S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T;  o_t = softmax(q_t)^T S_t;  g = ln sigmoid(k)",
+    "softmax of q; gates and what is written <- k",
+    |options, site, window| build(Form::Hgrn2, options, site, window),
+);
 
-pub const GSA: Registration = Registration {
-    name: "liger-gsa",
-    summary: "gated slot attention with gates from the keys, no new projections (Liger)",
-    formula: "p_t = softmax(q_t^T Hk_t);  o_t = p_t^T Hv_t;  Hk, Hv gated sums of k s^T, s v^T;  s = 1 - e^g;  g = ln sigmoid(k) / 16",
-    paper: PAPER,
-    options: &[Scale::OPTION],
-    combine: &[Combine::Fixed, Combine::Learned],
-    build: |options, site, window| build(Form::Gsa, options, site, window),
-};
+pub const GSA: Registration = registration(
+    "liger-gsa",
+    "gated slot attention with gates from the keys, no new projections (Liger)",
+    "p_t = softmax(q_t^T Hk_t);  o_t = p_t^T Hv_t;  Hk, Hv gated sums of k s^T, s v^T;  s = 1 - e^g;  g = ln sigmoid(k) / 16",
+    "q, k and v as they are; gates <- k",
+    |options, site, window| build(Form::Gsa, options, site, window),
+);
+
+const fn registration(
+    name: &'static str,
+    summary: &'static str,
+    formula: &'static str,
+    seeding: &'static str,
+    build: Build,
+) -> Registration {
+    Registration {
+        name,
+        summary,
+        formula,
+        paper: "Liger (arXiv 2503.01496)",
+        rope: false,
+        seeding,
+        options: &[Scale::OPTION],
+        combine: &[Combine::Fixed, Combine::Learned],
+        build,
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {

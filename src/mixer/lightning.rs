@@ -30,6 +30,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "a fixed decay per head and layer (Lightning attention)",
     formula: "S_t = e^(-s_h) S_{t-1} + k_t v_t^T;  o_t = norm(q_t^T S_t / sqrt K) sigmoid(W_g x_t);  s_h = (8 h / H) (1 - l / L)",
     paper: "Lightning Attention-2 (arXiv 2401.04658), MiniMax-01 (arXiv 2501.08313)",
+    rope: false,
+    seeding: "q, k and v as they are",
     options: &[
         OptionSpec {
             name: "slopes",

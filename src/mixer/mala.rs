@@ -21,6 +21,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "magnitude-aware linear attention, causal",
     formula: "o_t = (1 + 1/z_t) (s/t) a_t^T sum b v^T - z_t mean(v), z_t = s a_t.mean(b), a = elu(q) + 1, b = elu(k) + 1, s = K^-1/2",
     paper: "MALA (arXiv 2507.00698)",
+    rope: true,
+    seeding: "elu + 1 of q and k, whose product with v alone is turned by RoPE",
     options: &[
         OptionSpec {
             name: "rope",

@@ -7,23 +7,21 @@
 //! ```
 //!
 //! RMSNorm over each head after the gate, since a group of MambaInLlama is a head. q is not divided by sqrt K. k and v are
-//! convolved in their own heads and shared by query heads afterwards. A and dt start at one decay, 0.99, where Mamba draws
+//! convolved in their own heads and shared by query heads afterwards. A and dt start at one decay, 0.99 (dt = 0.01, the middle of Mamba's range), where Mamba draws
 //! them at random: calibration sets them head by head. No RoPE.
 
 use super::carry::Carry;
+use super::delta_parts as delta;
 use super::parts::{Convolutions, gate, gate_tensors};
 use super::recurrent::{self, Recurrent};
 use super::{Bound, Combine, Heads, How, Initial, Knob, NewTensor, Per, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::broadcast::{add, mul, scale};
+use crate::ops::broadcast::{add, mul};
 use crate::ops::map::{Map, map};
 use crate::ops::norm::rms_norm_over;
 use crate::ops::shape::repeat_heads;
 
-const LOG_A: f32 = 0.0;
-/// softplus(b) = 0.01, in the middle of Mamba's range of 0.001 to 0.1.
-const DT_BIAS: f32 = -4.600_166;
 /// silu(1.2785) = 1.
 const OPEN: f32 = 1.278_464_5;
 const EPS: f64 = 1e-5;
@@ -34,6 +32,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "state-space duality: a decay tied to the step size (Mamba-2)",
     formula: "S_t = e^(-e^A dt_t) S_{t-1} + k_t (dt_t v_t)^T;  o_t = norm((q_t^T S_t + d v_t) silu(W_z x_t));  dt = softplus(W x + b)",
     paper: "Mamba-2 (arXiv 2405.21060), seeded as in MambaInLlama (arXiv 2408.15237)",
+    rope: false,
+    seeding: "C <- q, B <- k, x <- v, through short convolutions",
     options: &[Convolutions::option("true")],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {
@@ -52,11 +52,11 @@ impl Recurrent for Mamba2 {
         let Site { heads, width, .. } = self.site;
         let constant = |name, shape, value| NewTensor { name, shape, initial: Initial::Constant(value) };
         let mut all = vec![
-            constant("a_log", vec![heads, 1], LOG_A),
+            delta::log_rate(&self.site),
             constant("skip", vec![heads, 1], 1.0),
             constant(NORM, vec![heads, width], 1.0),
         ];
-        all.extend(gate_tensors("dt_weight", "dt_bias", &self.site, heads, DT_BIAS));
+        all.extend(gate_tensors("dt_weight", "dt_bias", &self.site, heads, delta::DT_BIAS));
         all.extend(gate_tensors("output_gate_weight", "output_gate_bias", &self.site, heads * width, OPEN));
         all.extend(self.convolutions.tensors());
         all
@@ -66,8 +66,8 @@ impl Recurrent for Mamba2 {
         let h = self.site.heads;
         let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
         let (k, v) = (repeat_heads(&k, h)?, repeat_heads(&v, h)?);
-        let dt = map(&gate(heads, bound, "dt_weight", "dt_bias", h)?, Map::Softplus)?;
-        let decay = scale(&mul(&dt, &map(bound.get("a_log")?, Map::Exp)?)?, -1.0, 0.0)?;
+        let dt = delta::step_size(heads, bound, "dt_weight", h)?;
+        let decay = delta::decay(&dt, bound)?;
         let o = carry.gated("s", (&q, &k, &mul(&v, &dt)?), Some(&decay), None)?;
         let o = add(&o, &mul(&v, bound.get("skip")?)?)?;
         let z = map(&gate(heads, bound, "output_gate_weight", "output_gate_bias", h)?, Map::Silu)?;
@@ -77,8 +77,8 @@ impl Recurrent for Mamba2 {
 
     fn knobs(&self) -> Vec<Knob> {
         // Decays of 0.5 to 0.9998 a token; the values' own way past the state.
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
-        vec![knob("dt_bias", &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5]), knob("skip", &[0.0, 0.1, 1.0])]
+        let skip = Knob { tensor: "skip", per: Per::Head, values: &[0.0, 0.1, 1.0], how: How::Set };
+        vec![delta::DECAY_KNOB, skip]
     }
 
     fn scale(&self) -> Scale {

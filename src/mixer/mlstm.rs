@@ -38,6 +38,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "matrix memory with exponential input gates (xLSTM)",
     formula: "C_t = e^lf_t C_{t-1} + e^i_t k_t v_t^T;  n_t likewise;  o_t = norm(q_t^T C_t / max(|q_t.n_t|, 1)) sigmoid(W_o x_t)",
     paper: "xLSTM (arXiv 2405.04517), xLSTM 7B (arXiv 2503.13427)",
+    rope: false,
+    seeding: "q, k and v as they are",
     options: &[OptionSpec {
         name: "gates",
         kind: OptionKind::Choice(&["input", "projections"]),

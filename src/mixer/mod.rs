@@ -6,11 +6,10 @@
 mod based;
 mod carry;
 mod cosformer;
+mod delta_parts;
 mod delta_product;
 mod deltanet;
-mod elu_plus_one;
 mod flowformer;
-mod gated_deltanet;
 mod gla;
 mod gsa;
 mod heads;
@@ -26,11 +25,13 @@ mod lightning;
 mod mala;
 mod mamba2;
 mod maps;
+mod misfit;
 mod mlstm;
 mod nalaformer;
 pub mod options;
 mod parts;
 mod performer;
+mod pointwise;
 mod rebased;
 mod recurrent;
 mod retention;
@@ -38,21 +39,21 @@ mod rwkv6;
 mod rwkv7;
 mod scale;
 mod simple_gla;
-mod slab;
 mod softmax;
-mod squared_relu;
 mod state;
 mod t2r;
 mod titans;
 mod transnormer;
 mod window;
 
+use crate::checkpoint::shown;
 use crate::ops::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
 
 pub use heads::{Bound, Heads};
 pub use initial::{Initial, NewTensor};
+pub use misfit::Misfit;
 pub use options::{OptionKind, OptionSpec, Options};
 pub use scale::{How, Knob, Per, Scale};
 pub use softmax::Softmax;
@@ -68,6 +69,10 @@ pub struct Registration {
     pub formula: &'static str,
     /// Paper or code that defines it.
     pub paper: &'static str,
+    /// Whether it takes q and k after the teacher's RoPE, with its options at their defaults.
+    pub rope: bool,
+    /// What becomes of the teacher's q, k and v, in a few words; v passes as it is unless they say otherwise.
+    pub seeding: &'static str,
     pub options: &'static [OptionSpec],
     /// How a window beside it can become one output with it; the first is the default.
     pub combine: &'static [Combine],
@@ -83,9 +88,9 @@ pub static MIXERS: &[Registration] = &[
     hedgehog::REGISTRATION,
     hedgehog_fla::REGISTRATION,
     t2r::REGISTRATION,
-    elu_plus_one::REGISTRATION,
-    squared_relu::REGISTRATION,
-    slab::REGISTRATION,
+    pointwise::ELU_PLUS_ONE,
+    pointwise::SQUARED_RELU,
+    pointwise::SLAB,
     performer::REGISTRATION,
     cosformer::REGISTRATION,
     based::REGISTRATION,
@@ -96,7 +101,7 @@ pub static MIXERS: &[Registration] = &[
     nalaformer::REGISTRATION,
     transnormer::REGISTRATION,
     gla::REGISTRATION,
-    gated_deltanet::REGISTRATION,
+    deltanet::GATED,
     simple_gla::REGISTRATION,
     retention::REGISTRATION,
     lightning::REGISTRATION,
@@ -108,22 +113,21 @@ pub static MIXERS: &[Registration] = &[
     mamba2::REGISTRATION,
     mlstm::REGISTRATION,
     rwkv6::REGISTRATION,
-    deltanet::REGISTRATION,
+    deltanet::DELTANET,
     kda::REGISTRATION,
     delta_product::REGISTRATION,
     titans::REGISTRATION,
     rwkv7::REGISTRATION,
 ];
 
-/// Builds the mixer `name` for a layer.
+/// Builds the mixer `name` for a layer that it can serve.
 pub fn build(
     name: &str,
     options: &serde_json::Map<String, serde_json::Value>,
     site: Site,
     window: Option<Window>,
 ) -> Result<Box<dyn Mixer>> {
-    let registration = find(name)
-        .ok_or_else(|| Error::usage(format!("unknown mixer `{name}`"), "`subquad mixers` lists the mixers"))?;
+    let registration = known(name)?;
     if let Some(window) = window.filter(|w| !registration.combine.contains(&w.combine)) {
         let names: Vec<_> = registration.combine.iter().map(|c| format!("`{}`", c.name())).collect();
         return Err(Error::usage(
@@ -131,7 +135,19 @@ pub fn build(
             format!("set `window.combine` to {}", names.join(" or ")),
         ));
     }
-    (registration.build)(&Options::new(registration.options, options)?, site, window)
+    let mixer = (registration.build)(&Options::new(registration.options, options)?, site, window)?;
+    match mixer.misfits(0).into_iter().next() {
+        Some(misfit) => Err(Error::usage(format!("`{name}`: {}", misfit.what), misfit.hint)),
+        None => Ok(mixer),
+    }
+}
+
+/// The mixer of that name, or an error that says which there are.
+pub fn known(name: &str) -> Result<&'static Registration> {
+    find(name).ok_or_else(|| {
+        let names = MIXERS.iter().map(|m| m.name);
+        Error::usage(format!("unknown mixer `{}`", shown(name)), options::suggestion(name, names))
+    })
 }
 
 /// The mixer of that name.
@@ -154,6 +170,9 @@ pub struct Site {
     pub layer: usize,
     pub layers: usize,
 }
+
+/// What to do about a mixer without attention weights.
+pub const NO_WEIGHTS: &str = "set `loss.weights = 0` in the attention-transfer stage";
 
 /// Which branches of a mixer take part: evaluation shows what each of them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,13 +199,20 @@ pub trait Mixer: Send + Sync {
     /// Output, and the cross-entropy of its attention weights against softmax attention over the same heads, where
     /// the mixer has weights and `weights` asks for it.
     fn transfer(&self, heads: &Heads, bound: &Bound, weights: bool) -> Result<(Var, Option<Var>)> {
-        if weights {
-            return Err(Error::usage(
-                "this mixer has no attention weights to compare with the teacher's",
-                "set `loss.weights = 0` in the attention-transfer stage",
-            ));
+        if let Some(what) = self.without_weights().filter(|_| weights) {
+            return Err(Error::usage(what, NO_WEIGHTS));
         }
         Ok((self.mix(heads, bound, None, Branches::Both)?, None))
+    }
+
+    /// Why its site, or texts of so many tokens, are not for it; with 0 its site alone.
+    fn misfits(&self, _tokens: usize) -> Vec<Misfit> {
+        vec![]
+    }
+
+    /// Why it has no attention weights that could be compared with softmax attention's; none: it has.
+    fn without_weights(&self) -> Option<&'static str> {
+        Some("this mixer has no attention weights to compare with the teacher's")
     }
 
     /// What calibration may try, in this order.

@@ -22,6 +22,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "norm-aware power kernel, nothing learned",
     formula: "phi_k = [relu(k^3), relu(-k^3)], phi_q = [relu(u), relu(-u)]^p, u = q/|q|, p = 3(1/2 + tanh|q|);  o_t = phi_q S_t / phi_q.z_t",
     paper: "NaLaFormer (arXiv 2506.21137)",
+    rope: true,
+    seeding: "powers of q and k",
     options: &[
         OptionSpec {
             name: "rope",

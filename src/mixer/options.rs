@@ -1,5 +1,6 @@
 //! Descriptions of a mixer's own options: one table per mixer, read by the recipe, its schema and the help.
 
+use crate::checkpoint::{nearest, shown};
 use serde_json::Value;
 
 /// What values an option takes.
@@ -63,7 +64,8 @@ impl Options {
     pub fn new(specs: &[OptionSpec], given: &serde_json::Map<String, Value>) -> crate::Result<Self> {
         let bad = |what: String| crate::Error::usage(what, "`subquad mixers NAME` explains the options of a mixer");
         if let Some(name) = given.keys().find(|k| !specs.iter().any(|s| s.name == **k)) {
-            return Err(bad(format!("unknown mixer option `{name}`")));
+            let hint = suggestion(name, specs.iter().map(|s| s.name));
+            return Err(crate::Error::usage(format!("unknown mixer option `{}`", shown(name)), hint));
         }
         let mut all = serde_json::Map::new();
         for spec in specs {
@@ -98,4 +100,12 @@ impl Options {
     pub fn word(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or("")
     }
+}
+
+/// What `word` may have meant, and what there is.
+pub(super) fn suggestion<'a>(word: &str, names: impl Iterator<Item = &'a str> + Clone) -> String {
+    let list = names.clone().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let near = nearest(word, names).map(|near| format!("did you mean `{near}`? "));
+    let list = if list.is_empty() { "none".into() } else { list };
+    format!("{}there is: {list}", near.unwrap_or_default())
 }

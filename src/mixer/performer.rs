@@ -24,6 +24,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "positive random features (FAVOR+)",
     formula: "phi(x) = m^-1/2 (exp(Omega x^ - |x^|^2 / 2 - c) + 1e-4), x^ = x K^-1/4;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Performer (arXiv 2009.14794)",
+    rope: true,
+    seeding: "q and k through random features",
     options: &[
         OptionSpec {
             name: "features",

@@ -8,7 +8,9 @@ use super::based::WIDTH;
 use super::carry::Carry;
 use super::maps::Maps;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Initial, Knob, NewTensor, Registration, Scale, Site};
+use super::{
+    Bound, Combine, Heads, Initial, Knob, Misfit, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::norm::layer_norm;
@@ -23,7 +25,9 @@ pub const REGISTRATION: Registration = Registration {
     summary: "quadratic kernel over normalised, reduced q and k",
     formula: "phi(q).phi(k) = (q'.k')^2 / f, x' = gamma LayerNorm(W x) + beta;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "ReBased (arXiv 2402.10644)",
-    options: &[WIDTH, Maps::SHARED, Scale::OPTION],
+    rope: true,
+    seeding: "q and k through learned maps that start as their first channels",
+    options: &[OptionSpec { kind: OptionKind::Integer { min: 2, max: 64 }, ..WIDTH }, Maps::SHARED, Scale::OPTION],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {
         let columns = options.integer("feature_width", site.width.min(16));
@@ -53,6 +57,10 @@ impl Recurrent for Rebased {
         let (q, k) = heads.rotated()?;
         let (num, den) = carry.linear(("s", "z"), &features(q, "q_map")?, &features(k, "k_map")?, &heads.v)?;
         quotient(&num, &den, EPS as f32)
+    }
+
+    fn misfits(&self, _: usize) -> Vec<Misfit> {
+        Misfit::wide_identity(WIDTH.name, self.maps.columns, &self.maps.site, "").into_iter().collect()
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -2,7 +2,7 @@
 
 use super::carry::Carry;
 use super::window::{Joined, Window};
-use super::{Bound, Branches, Heads, Knob, Mixer, NewTensor, Scale, Site, State};
+use super::{Bound, Branches, Heads, Knob, Misfit, Mixer, NewTensor, Scale, Site, State};
 use crate::Result;
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, quotient};
@@ -15,6 +15,11 @@ pub trait Recurrent: Send + Sync {
 
     /// Output [B, T, H, V] of T >= 1 tokens: feature maps, gates, a core operator of `carry`, norm and output gate.
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var>;
+
+    /// [`Mixer::misfits`].
+    fn misfits(&self, _tokens: usize) -> Vec<Misfit> {
+        vec![]
+    }
 
     /// What calibration may try: biases of gates first, then scales of features.
     fn knobs(&self) -> Vec<Knob>;
@@ -87,6 +92,10 @@ impl Mixer for RecurrentMixer {
 
     fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor> {
         Ok(self.mix(heads, bound, Some(state), Branches::Both)?.value().clone())
+    }
+
+    fn misfits(&self, tokens: usize) -> Vec<Misfit> {
+        self.recurrent.misfits(tokens)
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -16,6 +16,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "a fixed decay per head, with RoPE (RetNet)",
     formula: "S_t = (1 - 2^(-5-h)) S_{t-1} + k_t v_t^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t);  q, k after RoPE",
     paper: "Retentive Network (arXiv 2307.08621)",
+    rope: true,
+    seeding: "q, k and v as they are",
     options: &[Finish::GATE],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {

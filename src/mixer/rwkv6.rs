@@ -41,6 +41,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "a decay per key channel from token-shifted inputs, and a bonus for the token itself (RWKV-6)",
     formula: "o_t = norm(q_t^T (S_{t-1} + diag(u) k_t v_t^T)) swish(W_g m_t);  S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;  g = -e^w(m)",
     paper: "RWKV-6 (arXiv 2404.05892)",
+    rope: false,
+    seeding: "r <- q, k and v, each mixed with its predecessor by a share that starts at zero",
     options: &[
         OptionSpec {
             name: "mix_rank",
@@ -119,12 +121,12 @@ impl Recurrent for Rwkv6 {
         let (batch, tokens) = heads.size()?;
         let split = |x: Var| x.reshape(&[batch, tokens, self.site.heads, self.site.width]);
         let x = heads.input()?;
-        let shifted = carry.shift("last_input", x)?;
+        let shifted = carry.token_shift("last_input", x)?;
         let mixed = lerp(x, &shifted, bound.get("mix_base")?)?;
         let low = linear(&OF_DECAY.of(x, &shifted, &mixed, bound)?, bound.get("decay_down")?)?;
         let w = linear(&map(&low, Map::Tanh)?, bound.get("decay_up")?)?;
         let decay = scale(&map(&add(&w, bound.get("decay_bias")?)?, Map::Exp)?, -1.0, 0.0)?;
-        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &carry.shift(last, x)?, bound.get(mu)?);
+        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &carry.token_shift(last, x)?, bound.get(mu)?);
         let q = shift("last_q", &heads.q, "q_shift")?;
         let k = shift("last_k", &heads.k, "k_shift")?;
         let v = shift("last_v", &heads.v, "v_shift")?;

@@ -47,6 +47,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "RWKV-7: a generalised delta rule with decay and rate per channel",
     formula: "S_t = (diag(e^w_t) - (kappa alpha)_t kappa_t^T) S_{t-1} + k'_t v_t^T;  o_t = (norm(r_t^T S_t) + (r_t . r_k k'_t) v_t) g_t",
     paper: "RWKV-7 (arXiv 2503.14456)",
+    rope: false,
+    seeding: "r <- q, k and v as they are; what is removed <- k at unit length",
     options: &[
         rank("decay_rank", "rank of the decay's projection (paper: 2.5 sqrt D K / 64 in steps of 32, at least 32)"),
         rank("rate_rank", "rank of the rate's projection (paper: as the decay's)"),

@@ -22,6 +22,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "gated linear attention, a decay per head",
     formula: "S_t = e^g_t S_{t-1} + k_t v_t^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t);  g = ln sigmoid(W x + b) / 16",
     paper: "Gated Linear Attention (arXiv 2312.06635), as simplified in flash-linear-attention",
+    rope: false,
+    seeding: "q, k and v through short convolutions",
     options: &[Convolutions::option("true"), Finish::GATE],
     combine: &[Combine::Fixed, Combine::Learned],
     build: |options, site, window| {

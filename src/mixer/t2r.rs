@@ -6,7 +6,7 @@
 
 use super::kernel::{self, Kernel, Side};
 use super::maps::Maps;
-use super::{Bound, Combine, Initial, NewTensor, OptionKind, OptionSpec, Registration, Scale};
+use super::{Bound, Combine, Initial, Misfit, NewTensor, OptionKind, OptionSpec, Registration, Scale};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::add;
@@ -17,6 +17,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "learned feature maps with relu",
     formula: "phi(x) = relu(x W + b);  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "T2R (arXiv 2103.13076)",
+    rope: true,
+    seeding: "q and k through learned maps that start at random",
     options: &[
         Maps::SHARED,
         OptionSpec {
@@ -70,6 +72,12 @@ impl Kernel for T2r {
             all.extend([bias("q_bias"), bias("k_bias")]);
         }
         all
+    }
+
+    fn misfits(&self) -> Vec<Misfit> {
+        let Maps { site, columns, initial, .. } = &self.maps;
+        let identity = Misfit::wide_identity("feature_width", *columns, site, " or `init = \"kaiming\"`");
+        identity.filter(|_| *initial == Initial::Identity).into_iter().collect()
     }
 
     fn features(&self) -> usize {

@@ -29,6 +29,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "linear neural memory: a step of gradient descent a token, with weight decay",
     formula: "S_t = (1 - a_t) S_{t-1} - 2 theta_t k_t (S_{t-1}^T k_t - v_t)^T;  o_t = q_t^T S_t;  |q| = |k| = 1",
     paper: "Titans (arXiv 2501.00663), without momentum",
+    rope: false,
+    seeding: "q and k at unit length, v as it is",
     options: &[
         OptionSpec {
             name: "unit_length",

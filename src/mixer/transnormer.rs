@@ -23,6 +23,8 @@ pub const REGISTRATION: Registration = Registration {
     summary: "softmax in blocks, then normalised linear attention, by the depth of the layer",
     formula: "first half: softmax(q_t.k_s / sqrt K) v_s in blocks;  second: o_t = srms(phi(q_t)^T sum phi(k_s) v_s^T), phi = elu + 1",
     paper: "TransNormer (arXiv 2210.10340)",
+    rope: true,
+    seeding: "q, k and v as they are in the first half of the layers, elu + 1 of q and k in the second",
     options: &[
         OptionSpec {
             name: "block",

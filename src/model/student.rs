@@ -64,12 +64,7 @@ impl Student {
 
     /// A student without its tensors: all that can be said of a conversion before it has any.
     pub fn outline(conversion: Conversion, spec: &Spec) -> Result<Student> {
-        let Some(registration) = mixer::find(&conversion.mixer) else {
-            return Err(Error::usage(
-                format!("unknown mixer `{}`", conversion.mixer),
-                "`subquad mixers` lists the mixers",
-            ));
-        };
+        let registration = mixer::known(&conversion.mixer)?;
         if let Some(layer) = conversion.softmax_layers.iter().find(|l| **l >= spec.layers) {
             return Err(Error::usage(
                 format!("`keep_softmax` names layer {layer}, and the teacher has layers 0 to {}", spec.layers - 1),

@@ -3,6 +3,7 @@
 
 mod cost;
 mod machine;
+mod refused;
 mod student;
 mod texts;
 
@@ -11,11 +12,11 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde::Serialize;
 
-use crate::Result;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::recipe::{Recipe, StageRecipe};
 use crate::text::Tokenizer;
+use crate::{Error, Result};
 use cost::{Cost, Costs};
 pub use machine::Machine;
 pub use student::{NewTensor, StudentPlan};
@@ -120,8 +121,7 @@ impl Plan {
 
     /// The plan for a machine and a run folder, whose disk must have room for it.
     pub fn new(recipe: &Recipe, folder: &Path, machine: Machine) -> Result<Plan> {
-        let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
-        let checkpoint = Checkpoint::open(&location)?;
+        let checkpoint = open(recipe)?;
         let spec = teacher(recipe, &checkpoint)?;
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let (student, outline) = student::student(recipe, &spec)?;
@@ -171,6 +171,8 @@ impl Plan {
         let export = export(recipe, folder, &checkpoint, &spec, &student, &costs(recipe.data.sequence));
         let totals = totals(&stages, &export);
         machine::require_disk(folder, totals.disk)?;
+        let mut notes = notes(recipe, &spec, &student, &totals, machine);
+        notes.extend(refused::beyond(recipe, &spec, &outline, &student.replaced));
         Ok(Plan {
             recipe: recipe.name.clone(),
             folder: folder.into(),
@@ -182,7 +184,7 @@ impl Plan {
                 layers: spec.layers,
                 context: spec.context,
             },
-            notes: notes(recipe, &spec, &totals, machine),
+            notes,
             student,
             stages,
             export,
@@ -190,6 +192,21 @@ impl Plan {
             machine,
         })
     }
+}
+
+/// Whether the recipe's teacher and its mixer go together, by the teacher's headers alone.
+///
+/// `Ok` holds why that could not be seen, where it could not: the teacher is not here, or is damaged.
+pub fn check(recipe: &Recipe) -> Result<Option<Error>> {
+    match open(recipe).and_then(|checkpoint| teacher(recipe, &checkpoint)) {
+        Ok(spec) => student::student(recipe, &spec).map(|_| None),
+        Err(mistake @ Error::Recipe { .. }) => Err(mistake),
+        Err(error) => Ok(Some(error)),
+    }
+}
+
+fn open(recipe: &Recipe) -> Result<Checkpoint> {
+    Checkpoint::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
 }
 
 impl StagePlan {
@@ -277,8 +294,21 @@ fn totals(stages: &[StagePlan], export: &ExportPlan) -> Totals {
     }
 }
 
-fn notes(recipe: &Recipe, spec: &Spec, totals: &Totals, machine: Machine) -> Vec<String> {
+fn notes(recipe: &Recipe, spec: &Spec, student: &StudentPlan, totals: &Totals, machine: Machine) -> Vec<String> {
     let mut notes = Vec::new();
+    // Layers that keep softmax hold as much in both.
+    let of_layers = student.teacher_state_bytes / spec.layers * student.replaced.len();
+    let state = student.state_bytes - (student.teacher_state_bytes - of_layers);
+    if state > of_layers {
+        notes.push(format!(
+            "the state of a sequence takes {:.1} MB, and the keys and values that it replaces take {:.1} MB at the \
+             teacher's full context of {} tokens: memory is saved beyond {} tokens only",
+            state as f64 / 1e6,
+            of_layers as f64 / 1e6,
+            spec.context,
+            state * spec.context / of_layers
+        ));
+    }
     if recipe.data.sequence > spec.context {
         notes.push(format!(
             "`data.sequence` is {}, and the teacher was trained to see {} tokens: what it teaches beyond them is worth \

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::elements;
+use super::refused::refused;
 use crate::Result;
 use crate::arch::{FORMAT, Spec};
-use crate::mixer::{self, Initial, Mixer, Window};
+use crate::mixer::{self, Mixer, Window};
 use crate::model::{Conversion, Student};
 use crate::recipe::Recipe;
 
@@ -44,25 +45,10 @@ impl StudentPlan {
     }
 }
 
-/// The student, and its outline. What a recipe asks of a teacher that does not have it is
-/// refused.
+/// The student, and its outline. What a recipe asks of a teacher that does not have it is refused, all of it at once.
 pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Student)> {
-    let keep = &recipe.student.keep_softmax;
-    if let Some(layer) = keep.largest().filter(|&layer| layer >= spec.layers) {
-        return Err(recipe.mistake(
-            "student.keep_softmax",
-            format!("there is no layer {layer}: the teacher has {} layers, 0 to {}", spec.layers, spec.layers - 1),
-            "name layers of the teacher",
-        ));
-    }
-    let (softmax, replaced): (Vec<usize>, Vec<usize>) = (0..spec.layers).partition(|&layer| keep.keeps(layer));
-    if replaced.is_empty() {
-        return Err(recipe.mistake(
-            "student.keep_softmax",
-            format!("all {} layers keep softmax attention: there is nothing to convert", spec.layers),
-            "name fewer layers",
-        ));
-    }
+    let (softmax, replaced): (Vec<usize>, Vec<usize>) =
+        (0..spec.layers).partition(|&layer| recipe.student.keep_softmax.keeps(layer));
     let conversion = Conversion {
         format: FORMAT,
         // Not needed to say what the student will be.
@@ -75,13 +61,17 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
     };
     let outline = Student::outline(conversion, spec)
         .map_err(|error| recipe.mistake("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;
+    let refused = refused(recipe, spec, &outline, &replaced);
+    if !refused.is_empty() {
+        return Err(recipe.mistakes(refused));
+    }
     let of_layer = |&layer: &usize| {
         outline.mixer(layer).tensors().into_iter().map(move |tensor| NewTensor {
             name: Student::tensor_name(layer, tensor.name),
             short_name: tensor.name,
             layer,
             shape: tensor.shape,
-            initial: words(tensor.initial),
+            initial: tensor.initial.to_string(),
         })
     };
     let plan = StudentPlan {
@@ -94,14 +84,4 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         softmax,
     };
     Ok((plan, outline))
-}
-
-fn words(initial: Initial) -> String {
-    match initial {
-        Initial::Constant(value) => format!("all {value}"),
-        Initial::LastTap => "last tap 1".into(),
-        Initial::Identity => "identity".into(),
-        Initial::Kaiming { .. } => "Kaiming-uniform".into(),
-        Initial::OrthogonalGaussian => "orthogonal Gaussian".into(),
-    }
 }

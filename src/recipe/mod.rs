@@ -63,9 +63,17 @@ impl Recipe {
     /// A mistake that only shows beside other things (the model, the text), at the key with this dotted path:
     /// `recipe.mistake("student.keep_softmax", "the teacher has 6 layers", "...")`.
     pub fn mistake(&self, path: &str, what: impl Into<String>, hint: impl Into<String>) -> Error {
+        self.mistakes([(path.into(), what.into(), hint.into())])
+    }
+
+    /// Several of them, each with its path, what is wrong, and a hint.
+    pub fn mistakes(&self, found: impl IntoIterator<Item = (String, String, String)>) -> Error {
         let root = tree(&self.text, &self.sets, &mut Sink::default());
-        let mistake = sink::mistake(&self.text, root.place_of(path), what.into(), Some(hint.into()));
-        Error::Recipe { name: self.name.clone(), text: self.text.clone(), mistakes: vec![mistake] }
+        let mut sink = Sink::default();
+        for (path, what, hint) in found {
+            sink.add(&root.place_of(&path), what, hint);
+        }
+        Error::Recipe { name: self.name.clone(), text: self.text.clone(), mistakes: sink.into_mistakes(&self.text) }
     }
 }
 

@@ -52,7 +52,7 @@ impl Sink {
 }
 
 /// A mistake with its place worked out.
-pub(super) fn mistake(text: &str, place: Place, what: String, hint: Option<String>) -> Mistake {
+fn mistake(text: &str, place: Place, what: String, hint: Option<String>) -> Mistake {
     match place {
         Place::Text(span) => {
             let (line, column, length) = position(text, span);

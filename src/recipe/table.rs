@@ -285,16 +285,13 @@ impl<'a> Table<'a> {
         for entry in node.entries().iter().filter(|entry| !self.names.contains(&entry.key.as_str())) {
             let key = &entry.key;
             let what = format!("unknown key `{}`", shortened(&self.join(key)));
-            let hint = match nearest(key, self.names.iter().copied()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => {
-                    let elsewhere = schema::homes_of(key);
-                    if elsewhere.is_empty() {
-                        format!("known here: {}", list(&self.names))
-                    } else {
-                        format!("`{key}` belongs to {}; known here: {}", elsewhere.join(" or "), list(&self.names))
-                    }
-                }
+            let homes = match nearest(key, self.names.iter().copied()) {
+                Some(_) => vec![],
+                None => schema::homes_of(key),
+            };
+            let hint = match homes.is_empty() {
+                true => suggestion(key, &self.names, "known here"),
+                false => format!("`{key}` belongs to {}; known here: {}", homes.join(" or "), list(&self.names)),
             };
             self.sink.add(&entry.place, what, hint);
         }

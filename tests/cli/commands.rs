@@ -36,6 +36,12 @@ fn plan_and_check() {
     t.run("of another teacher", &[&["plan", "smoke"][..], &TINY, &other].concat());
     t.run("a recipe without mistakes", &["check", "smoke"]);
     t.run("nothing to say", &["check", "smoke", "-q"]);
+    t.run("of a teacher that is elsewhere", &["check", "smoke", "--set", "teacher.model=./elsewhere"]);
+    let large = ["--set", "student.mixer=performer", "--set", "student.features=4096"];
+    t.run("a state larger than what it replaces", &[&["plan", "smoke"][..], &TINY, &large].concat());
+    let sets = ["student.mixer=cosformer", "student.length=400", "student.window.combine=fixed"];
+    let short = sets.map(|set| ["--set", set]).concat();
+    t.run("too short for the teacher's longest texts", &[&["plan", "smoke"][..], &TINY, &short].concat());
     assert_eq!(t.listing(), Vec::<String>::new(), "plans write nothing");
 
     let plan = json(&t, &["plan", "smoke", "--json"]);
@@ -92,11 +98,32 @@ fn generate() {
 #[test]
 fn mixers_and_recipes() {
     let mut t = Transcript::new();
-    t.run("all mixers", &["mixers"]);
+    let listed = t.run("all mixers", &["mixers"]).stdout;
+    assert!(listed.lines().all(|line| line.chars().count() <= 80), "{listed}");
     t.run("one", &["mixers", "hedgehog"]);
+    t.run("one whose layers differ, in a model", &["mixers", "hgrn2", "--for", "builtin:stories260K"]);
     t.refused("a typo", &["mixers", "hedgehogg"]);
-    assert_eq!(json(&t, &["mixers", "--json"])[0]["name"], "hedgehog");
-    assert_eq!(json(&t, &["mixers", "hedgehog", "--json"])["options"][0]["name"], "feature_width");
+    t.refused("a model that is not there", &["mixers", "--for", "builtin:stories"]);
+    let hedgehog = json(&t, &["mixers", "hedgehog", "--json"]);
+    assert_eq!(hedgehog["options"][0]["name"], "feature_width");
+    // Two maps of [32, 64, 64]; sums of 128 features by 64 values and one.
+    assert_eq!(hedgehog["added_parameters"]["most"], 2 * 32 * 64 * 64);
+    assert_eq!(hedgehog["state_bytes_per_head"]["least"], 4 * 128 * 65);
+    let all = json(&t, &["mixers", "--json", "--for", "builtin:books-llama-7m"]);
+    let all = all.as_array().unwrap();
+    assert_eq!(all[0]["name"], "hedgehog");
+    for mixer in all {
+        let recipe = format!(
+            "[teacher]\nmodel = \"builtin:books-llama-7m\"\n{}[data]\nsource = \"builtin:books-train\"\n\
+             [[stage]]\nkind = \"calibrate\"\n",
+            mixer["recipe"].as_str().unwrap()
+        );
+        t.write("example.toml", recipe);
+        let checked = subquad(&t.path(""), &["check", "example.toml"]).output().unwrap();
+        assert!(checked.status.success(), "{mixer}: {}", String::from_utf8_lossy(&checked.stderr));
+        assert!(listed.contains(mixer["paper"].as_str().unwrap().split(" (").next().unwrap()), "{mixer}");
+    }
+    std::fs::remove_file(t.path("example.toml")).unwrap();
 
     let listed = subquad(&t.path(""), &["recipes", "ls"]).output().unwrap().stdout;
     let listed = String::from_utf8(listed).unwrap();

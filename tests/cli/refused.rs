@@ -40,6 +40,43 @@ fn recipes() {
     t.compare("recipes");
 }
 
+const UNFIT: &str = r#"
+[teacher]
+model = "builtin:stories260K"
+[student]
+mixer = "based"
+feature_width = 32
+keep_softmax = [1, 9]
+[data]
+source = "builtin:tinystories"
+sequence = 128
+[[stage]]
+kind = "attention-transfer"
+tokens = "4K"
+loss = { weights = 1.0 }
+"#;
+
+/// Recipes without a mistake of their own, and mixers that cannot serve the teacher, the texts or a stage.
+#[test]
+fn students() {
+    let mut t = Transcript::new();
+    t.write("unfit.toml", UNFIT);
+    t.refused("the mixer, a layer and a loss, at once", &["plan", "unfit.toml"]);
+    t.refused("the same to those who check", &["check", "unfit.toml"]);
+    t.refused("and to those who convert", &["convert", "unfit.toml"]);
+    let mut with = |heading: &str, mixer: &str| {
+        let fit = UNFIT.replace("[1, 9]", "[1]").replace("weights = 1.0", "output = 1.0");
+        t.write("one.toml", fit.replace("mixer = \"based\"\nfeature_width = 32", mixer));
+        t.refused(heading, &["plan", "one.toml"]);
+    };
+    with("a reduction that widens", "mixer = \"rebased\"\nfeature_width = 9");
+    with("a rectangular identity", "mixer = \"hedgehog\"\nfeature_width = 16");
+    with("another", "mixer = \"t2r\"\nfeature_width = 16\ninit = \"identity\"");
+    with("a cosine that turns negative", "mixer = \"cosformer\"\nlength = 100");
+    with("nothing to train", "mixer = \"liger-gla\"\noutput_scale = false");
+    t.compare("students");
+}
+
 #[test]
 fn paths() {
     let mut t = Transcript::new();

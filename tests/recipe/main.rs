@@ -149,7 +149,7 @@ fn sets_override_the_text_and_are_checked_like_it() {
             "0:0+0 `--set data=3`: `data` must be a table, not a whole number | write `data = { ... }` or `[data]`",
             "0:0+0 `--set stage.0.tokens=1X`: `stage.0.tokens` cannot be \"1X\" | a number of tokens such as \"6M\" or a whole number",
             "0:0+0 `--set stage.0.optimizer.lr=5`: `stage.0.optimizer.lr` cannot be 5.0 | above 0 and at most 1",
-            "0:0+0 `--set stage.0.tokns=1M`: unknown key `stage.0.tokns` | did you mean `tokens`?",
+            "0:0+0 `--set stage.0.tokns=1M`: unknown key `stage.0.tokns` | did you mean `tokens`? known here: `kind`, `tokens`, `loss`, `optimizer`, `schedule`, `batch`, `checkpoint`",
         ]
     );
 }

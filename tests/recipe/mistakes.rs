@@ -19,7 +19,13 @@ fn expect(cases: &[(&str, &str, &[&str])]) {
 #[test]
 fn unknown_and_missing_keys_are_mistakes() {
     expect(&[
-        ("seed = 7", "seeed = 7", &["1:1+5 unknown key `seeed` | did you mean `seed`?"]),
+        (
+            "seed = 7",
+            "seeed = 7",
+            &[
+                "1:1+5 unknown key `seeed` | did you mean `seed`? known here: `seed`, `teacher`, `student`, `data`, `stage`, `export`",
+            ],
+        ),
         (
             "[teacher]\nmodel = \"builtin:books-llama-7m\"\n",
             "",
@@ -30,7 +36,7 @@ fn unknown_and_missing_keys_are_mistakes() {
             "modle = \"x\"",
             &[
                 r#"2:1+9 `teacher.model` is missing | write `model = "builtin:books-llama-7m"`"#,
-                "3:1+5 unknown key `teacher.modle` | did you mean `model`?",
+                "3:1+5 unknown key `teacher.modle` | did you mean `model`? known here: `model`",
             ],
         ),
         (
@@ -47,9 +53,9 @@ fn unknown_and_missing_keys_are_mistakes() {
             "mixer = \"hedgehog\"",
             "mixer = \"hedgehog\"\nfeature_width = 0\ninit = \"xavier\"\nfeature_with = 3",
             &[
-                "6:17+1 `student.feature_width` must be a whole number from 1 to 1024 | columns of each head's map; the head has twice as many features (default: the head width, as LoLCATs' 8B configs)",
+                "6:17+1 `student.feature_width` must be a whole number from 2 to 1024 | columns of each head's map; the head has twice as many features (default: the head width, as LoLCATs' 8B configs); of one alone the softmax is always 1",
                 "7:8+8 `student.init` must be one of identity, kaiming | how maps start: a (rectangular) identity, which LoLCATs' published commands select, or Kaiming-uniform",
-                "8:1+12 unknown key `student.feature_with` | did you mean `feature_width`?",
+                "8:1+12 unknown key `student.feature_with` | did you mean `feature_width`? known here: `mixer`, `feature_width`, `init`, `window`, `keep_softmax`",
             ],
         ),
         ("size = 64, ", "", &["6:10+21 `student.window.size` is missing | write `size = 64`"]),
@@ -103,7 +109,9 @@ fn unknown_and_missing_keys_are_mistakes() {
         (
             "text = \"builtin:books-valid\"",
             "text = \"x\"\n[exprot]\nshard = 3",
-            &["22:2+6 unknown key `exprot` | did you mean `export`?"],
+            &[
+                "22:2+6 unknown key `exprot` | did you mean `export`? known here: `seed`, `teacher`, `student`, `data`, `stage`, `export`",
+            ],
         ),
     ]);
 }
@@ -385,7 +393,7 @@ fn all_mistakes_come_at_once_in_the_order_of_the_text() {
             "1:6+1 not valid TOML: key with no value, expected `=` | write `key = value`",
             "5:9+10 `student.mixer` is unknown: `hedgehok` | did you mean `hedgehog`? there is: {mixers}",
             "6:19+4 `student.window.size` must be a whole number, not a string | write it without quotes: 64",
-            "11:1+7 unknown key `data.sequnce` | did you mean `sequence`?",
+            "11:1+7 unknown key `data.sequnce` | did you mean `sequence`? known here: `source`, `sequence`",
             "17:10+5 `stage.1.tokens` cannot be \"3 M\" | did you mean \"3M\"?",
             "18:25+1 not valid TOML: unclosed inline table, expected `}` | close the table with `}`",
             "0:0+0 `--set stage.3.tokens=0`: `stage.3.tokens` cannot be zero | for example \"6M\"",

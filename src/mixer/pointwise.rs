@@ -1,0 +1,91 @@
+//! Linear attention whose feature map is one function of every channel: nothing is learned.
+//!
+//! o_t = phi(q_t) S_t / (phi(q_t).z_t + eps) on q and k after RoPE, with
+//!
+//! ```text
+//! elu-plus-one    phi(x) = elu(x) + 1       arXiv 2006.16236
+//! squared-relu    phi(x) = max(x, 0)^2      as in Primer, arXiv 2109.08668
+//! slab            phi(x) = max(x, 0)        SLAB's simplified linear attention, arXiv 2405.11582
+//! ```
+//!
+//! The first two are flash-linear-attention's, which divides q by sqrt K and adds 1e-10: eps = 1e-10 sqrt K without that
+//! factor. SLAB adds 1e-6; RoPE takes the place of its learned positions, and its convolution over the image and its
+//! replacement of the layer's norm are not parts of the mixer. A query without positive parts that meets no key gives 0.
+
+use super::kernel::{self, Kernel, Side};
+use super::{Bound, Combine, Mixer, Options, Registration, Scale, Site, Window};
+use crate::Result;
+use crate::ops::Var;
+use crate::ops::map::{Map, map};
+use crate::ops::shape::repeat_heads;
+
+pub const ELU_PLUS_ONE: Registration = Registration {
+    name: "elu-plus-one",
+    summary: "linear attention with elu + 1, nothing learned",
+    formula: "phi(x) = elu(x) + 1;  o_t = phi(q_t) S_t / phi(q_t).z_t",
+    paper: "Transformers are RNNs (arXiv 2006.16236)",
+    rope: true,
+    seeding: "elu + 1 of q and k",
+    options: &[Scale::OPTION],
+    combine: Combine::ALL,
+    build: |options, site, window| build(Map::EluPlusOne, small(site), options, site, window),
+};
+
+pub const SQUARED_RELU: Registration = Registration {
+    name: "squared-relu",
+    summary: "linear attention with squared positive parts, nothing learned",
+    formula: "phi(x) = max(x, 0)^2;  o_t = phi(q_t) S_t / phi(q_t).z_t",
+    paper: "Transformers are RNNs (arXiv 2006.16236), with the activation of Primer (arXiv 2109.08668)",
+    rope: true,
+    seeding: "squared positive parts of q and k",
+    options: &[Scale::OPTION],
+    combine: Combine::ALL,
+    build: |options, site, window| build(Map::ReluSquared, small(site), options, site, window),
+};
+
+pub const SLAB: Registration = Registration {
+    name: "slab",
+    summary: "linear attention with positive parts, nothing learned",
+    formula: "phi(x) = max(x, 0);  o_t = phi(q_t) S_t / phi(q_t).z_t",
+    paper: "SLAB (arXiv 2405.11582)",
+    rope: true,
+    seeding: "positive parts of q and k",
+    options: &[Scale::OPTION],
+    combine: Combine::ALL,
+    build: |options, site, window| build(Map::Relu, 1e-6, options, site, window),
+};
+
+/// flash-linear-attention's addition to the normaliser.
+fn small(site: Site) -> f32 {
+    1e-10 * (site.width as f32).sqrt()
+}
+
+fn build(phi: Map, eps: f32, options: &Options, site: Site, window: Option<Window>) -> Result<Box<dyn Mixer>> {
+    let scale = Scale::added(options.flag("output_scale"));
+    Ok(kernel::mixer(Pointwise { phi, eps, site, scale }, site, window))
+}
+
+struct Pointwise {
+    phi: Map,
+    eps: f32,
+    site: Site,
+    scale: Scale,
+}
+
+impl Kernel for Pointwise {
+    fn features(&self) -> usize {
+        self.site.width
+    }
+
+    fn eps(&self) -> f32 {
+        self.eps
+    }
+
+    fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    fn map(&self, _: Side, x: &Var, _: &Bound) -> Result<Var> {
+        repeat_heads(&map(x, self.phi)?, self.site.heads)
+    }
+}

@@ -1,0 +1,90 @@
+//! What a recipe asks of its teacher, or of its mixer, and cannot have: found before anything runs, all of it at once.
+
+use crate::arch::Spec;
+use crate::mixer::{Misfit, NO_WEIGHTS};
+use crate::model::Student;
+use crate::recipe::{Recipe, StageRecipe};
+
+/// A path in the recipe, what is wrong there, and a hint.
+type Refusal = (String, String, String);
+
+/// All refusals of a student whose layers `replaced` are other than the teacher's.
+pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<Refusal> {
+    let mut all = layers(recipe, spec, replaced);
+    let misfits = misfits(outline, replaced, longest(recipe));
+    all.extend(misfits.into_iter().map(|misfit| at_option(recipe, misfit)));
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let StageRecipe::AttentionTransfer(transfer) = stage else { continue };
+        let unlike = replaced.iter().find_map(|&layer| outline.mixer(layer).without_weights());
+        if let Some(what) = unlike.filter(|_| transfer.loss.weights > 0.0) {
+            all.push((format!("stage.{index}.loss.weights"), what.into(), NO_WEIGHTS.into()));
+        }
+        if !replaced.is_empty() && outline.new_tensors().is_empty() {
+            let what = format!("`{}` adds nothing that attention transfer could train", recipe.student.mixer);
+            all.push((format!("stage.{index}.kind"), what, remedy(recipe)));
+        }
+    }
+    all
+}
+
+/// What the recipe's own texts allow and the teacher's longest would not, for people to know.
+pub(super) fn beyond(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<String> {
+    let misfits = misfits(outline, replaced, spec.context.max(longest(recipe)));
+    misfits.into_iter().map(|misfit| format!("`student.mixer`: {}; {}", misfit.what, misfit.hint)).collect()
+}
+
+fn layers(recipe: &Recipe, spec: &Spec, replaced: &[usize]) -> Vec<Refusal> {
+    let at = |what: String, hint: &str| vec![("student.keep_softmax".to_string(), what, hint.to_string())];
+    let layers = spec.layers;
+    match recipe.student.keep_softmax.largest().filter(|&layer| layer >= layers) {
+        Some(layer) => at(
+            format!("there is no layer {layer}: the teacher has {layers} layers, 0 to {}", layers - 1),
+            "name layers of the teacher",
+        ),
+        None if replaced.is_empty() => {
+            at(format!("all {layers} layers keep softmax attention: there is nothing to convert"), "name fewer layers")
+        }
+        None => vec![],
+    }
+}
+
+/// Tokens of the longest text that the recipe reads at once.
+fn longest(recipe: &Recipe) -> usize {
+    let of_stage = |stage: &StageRecipe| match stage {
+        StageRecipe::Evaluate(evaluate) => evaluate.sequence,
+        _ => None,
+    };
+    recipe.stages.iter().filter_map(of_stage).chain([recipe.data.sequence]).max().unwrap_or(0)
+}
+
+/// Those of all layers, each once.
+fn misfits(outline: &Student, replaced: &[usize], tokens: usize) -> Vec<Misfit> {
+    let mut all: Vec<Misfit> = vec![];
+    for misfit in replaced.iter().flat_map(|&layer| outline.mixer(layer).misfits(tokens)) {
+        if !all.contains(&misfit) {
+            all.push(misfit);
+        }
+    }
+    all
+}
+
+/// At the option where the recipe has it, else at the mixer whose default it is.
+fn at_option(recipe: &Recipe, misfit: Misfit) -> Refusal {
+    let student = &recipe.student;
+    let what = format!("`{}` cannot serve here: {}", student.mixer, misfit.what);
+    let path = match misfit.option.filter(|&option| student.options.contains_key(option)) {
+        Some(option) => format!("student.{option}"),
+        None => "student.mixer".into(),
+    };
+    let hint = match misfit.option {
+        Some(option) => format!("set `student.{option}`: {}", misfit.hint),
+        None => misfit.hint,
+    };
+    (path, what, hint)
+}
+
+fn remedy(recipe: &Recipe) -> String {
+    let scaled = recipe.student.options.get("output_scale").is_some_and(|scale| scale == false);
+    let scale = if scaled { "set `student.output_scale = true`, or " } else { "" };
+    format!("{scale}leave this stage out")
+}

@@ -1,0 +1,76 @@
+//! Gradients of every input and tensor against differences of the loss along random directions.
+
+use super::common::random;
+use super::{Case, Layer, few, options, site};
+use candle_core::{DType, Tensor};
+use subquad::mixer::{MIXERS, Site};
+use subquad::ops::{Documents, Tape};
+
+fn inner(a: &Tensor, b: &Tensor) -> f64 {
+    let double = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+    (double(a) * double(b)).unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
+/// Of a call with documents and padding. None is zero, but of what a mixer does not use: it need not use everything that
+/// a layer offers.
+fn are_those_of_differences(case: &Case, site: Site) {
+    let (batch, tokens) = (2, 37);
+    let x = Layer::new(site, batch, tokens);
+    let documents = Documents::new(tokens, vec![vec![2..20, 20..37], vec![0..37]]).unwrap();
+    let up = random(99, &[batch, tokens, site.heads, site.width], 1.0);
+    let mut named = case.named(&x);
+    let tape = Tape::new();
+    let (o, vars) = case.of(&named, &x.rotary, &documents, Some(&tape));
+    let mut gradients = tape.backward(vec![(&o, up.clone())]).unwrap();
+    for i in 0..named.len() {
+        let (name, value) = named[i].clone();
+        let Some(gradient) = gradients.take(&vars[i]) else {
+            assert!(name.starts_with("the layer's"), "{}: no gradient of {name}", case.what);
+            continue;
+        };
+        let direction = random(7, value.dims(), 1.0);
+        let along = inner(&gradient, &direction);
+        let size = inner(&gradient, &gradient).sqrt() * (direction.elem_count() as f64).sqrt();
+        assert!(size > 1e-6, "{}: the gradient of {name} is zero", case.what);
+        let h = 1e-3;
+        let mut at = |sign: f64| {
+            named[i].1 = (&value + (&direction * (sign * h)).unwrap()).unwrap();
+            inner(case.of(&named, &x.rotary, &documents, None).0.value(), &up)
+        };
+        let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+        named[i].1 = value;
+        // Outputs are f32, and h divides their rounding.
+        let terms = (o.value() * &up).unwrap();
+        let rounding = 2e-7 * inner(&terms, &terms).sqrt() / h;
+        let what = &case.what;
+        let allowed = 5e-3 * size.max(1.0) + rounding;
+        assert!((slope - along).abs() < allowed, "{what}: {name}: {along} instead of {slope}");
+    }
+}
+
+#[test]
+fn beside_every_kind_of_window() {
+    let site = site(4, 2, 8, 1);
+    for (m, window) in few() {
+        are_those_of_differences(&Case::new(m, site, window), site);
+    }
+}
+
+#[test]
+fn with_every_option() {
+    let site = site(4, 2, 8, 1);
+    for m in MIXERS {
+        for options in options(m).into_iter().skip(1) {
+            are_those_of_differences(&Case::with(m, &options, site, None), site);
+        }
+    }
+}
+
+#[test]
+fn in_every_layer_and_grouping() {
+    for m in MIXERS {
+        for site in [site(4, 4, 8, 0), site(4, 1, 8, 3), site(1, 1, 20, 2)] {
+            are_those_of_differences(&Case::new(m, site, None), site);
+        }
+    }
+}
