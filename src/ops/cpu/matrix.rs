@@ -1,5 +1,5 @@
 //! Row-strided f32 matrices and their products, so that heads are used where they lie: small ones by tiles in registers
-//! ([`super::small_product`]), large ones by the `gemm` crate.
+//! (`small_product`), large ones by the `gemm` crate.
 
 use super::small_product::SmallProduct;
 pub use super::small_product::Triangle;
