@@ -168,7 +168,7 @@ impl Operator for DeltaRule {
         let (size, heads) = (self.0.state(), sharing.heads);
         let states = PerState::of_chunks(&self.0, size, keep);
         let corrections = PerState::of_tokens(&self.0, value_width, keep);
-        let products = PerState::of_pairs(&self.0, keep);
+        let products = PerState::of_pairs(&self.0, sharing.states, keep);
         let (mut out, mut state) = self.0.outputs();
         let (out_at, state_at) = (out.pointer(), state.pointer());
         sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {

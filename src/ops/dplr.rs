@@ -151,7 +151,7 @@ impl Operator for Dplr {
         let (size, heads) = (self.0.state(), sharing.heads);
         let states = PerState::of_chunks(&self.0, size, keep);
         let reads = PerState::of_tokens(&self.0, value_width, keep);
-        let transitions = PerState::of_pairs(&self.0, keep);
+        let transitions = PerState::of_pairs(&self.0, sharing.states, keep);
         let (mut out, mut state) = self.0.outputs();
         let (out_at, state_at) = (out.pointer(), state.pointer());
         sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {

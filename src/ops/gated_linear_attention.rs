@@ -14,7 +14,7 @@ use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, triple};
 use super::cpu::{Heads, Output, Slice, zeroed};
 use super::operator::{Operator, apply};
-use super::recurrence::{CHUNK, PerState, Sizes, keep_next};
+use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last, take_next};
 use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -102,23 +102,33 @@ impl GatedLinearAttention {
     }
 }
 
+/// What the forward pass keeps.
+struct Kept {
+    /// The state before every chunk, and after the last.
+    states: PerState,
+    after: Tensor,
+    /// A of every chunk and query head, the bonus on its diagonal.
+    products: PerState,
+}
+
 impl Operator for GatedLinearAttention {
     const NAME: &'static str = "gated linear attention";
-    /// The state before every chunk, and after the last.
-    type Kept = (PerState, Tensor);
+    type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
         let Sizes { sharing, key_width, value_width, ref documents, .. } = self.sizes;
         let views = self.views(x)?;
         let (size, heads, read) = (self.sizes.state(), sharing.heads, self.read());
-        let kept = PerState::of_chunks(&self.sizes, size, keep);
+        let states = PerState::of_chunks(&self.sizes, size, keep);
+        let products = PerState::of_pairs(&self.sizes, heads, keep);
         let (mut out, mut state) = self.sizes.outputs();
         let (out_at, state_at) = (out.pointer(), state.pointer());
         sharing.tasks().for_each_init(Scratch::default, |Scratch { decay, a, x, .. }, (b, g)| {
             for n in sharing.states_of(g) {
                 let at = (b * sharing.states + n) * size;
                 // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
-                let (s, mut kept) = unsafe { (state_at.slice(at, size), kept.of(b, n)) };
+                let (s, mut states) = unsafe { (state_at.slice(at, size), states.of(b, n)) };
+                let mut products: Vec<_> = sharing.queries_of(n).map(|h| unsafe { products.of(b, h) }).collect();
                 s.copy_from_slice(&views.state[at..at + size]);
                 for chunk in documents.chunks(b, CHUNK) {
                     let rows = chunk.tokens.clone();
@@ -126,17 +136,20 @@ impl Operator for GatedLinearAttention {
                         s.fill(0.0);
                     }
                     if keep {
-                        keep_next(&mut kept, s);
+                        keep_next(&mut states, s);
                     }
                     decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
                     let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                    for h in sharing.queries_of(n) {
+                    for (h, products) in sharing.queries_of(n).zip(&mut products) {
                         let q = views.q.head(b, h, rows.clone());
                         // SAFETY: as above.
                         let mut o = unsafe { self.sizes.rows(out_at, heads, (b, h), &rows, value_width) };
                         let q_start = decay.from_start(read, q, x);
                         o.product(1.0, q_start, Mat::new(s, key_width, value_width), 0.0);
-                        decay.product(read, q, k, a);
+                        let pairs = rows.len() * rows.len();
+                        a.resize(pairs, 0.0);
+                        let a = if keep { take_next(products, pairs) } else { &mut a[..] };
+                        decay.product_into(read, q, k, a);
                         if let Some(bonus) = &views.bonus {
                             add_bonus(a, q, k, &bonus[h * key_width..][..key_width]);
                         }
@@ -147,36 +160,31 @@ impl Operator for GatedLinearAttention {
                 }
             }
         });
-        let state = state.tensor()?;
-        Ok((vec![out.tensor()?, state.clone()], (kept, state)))
+        let after = state.tensor()?;
+        Ok((vec![out.tensor()?, after.clone()], Kept { states, after, products }))
     }
 
     /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
     /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do.
-    fn backward_cpu(
-        &self,
-        x: &[Tensor],
-        (states, after): Self::Kept,
-        _wanted: &[bool],
-        up: &[Tensor],
-    ) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.sizes;
         let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
         let views = self.views(x)?;
-        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&after)?);
+        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.sizes.gradients(&x[..STATE], &x[STATE], self.gate.map_or(&[], |i| &x[i..=i]));
         // A bonus is shared by all rows of a batch: each has its own part, summed at the end.
         let mut bonus_parts = Output::zeros(&[sharing.batch, self.bonus.map_or(0, |_| heads * kw)]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
         let bonus_at = bonus_parts.pointer();
         sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let Scratch { decay, a, x, dq, dk, dv, inclusive, exclusive, dk_bonus } = scratch;
+            let Scratch { decay, a: _, x, dq, dk, dv, inclusive, exclusive, dk_bonus } = scratch;
             let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
             for n in sharing.states_of(g) {
                 let first = n == sharing.states_of(g).start;
                 let state_at = (b * sharing.states + n) * size;
                 // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
-                let states = unsafe { states.of(b, n) };
+                let states = unsafe { kept.states.of(b, n) };
+                let mut products: Vec<_> = sharing.queries_of(n).map(|h| unsafe { kept.products.of(b, h) }).collect();
                 let mut r = d_state[state_at..][..size].to_vec();
                 let mut running = vec![0f64; gate_width];
                 if gate_width > 0 {
@@ -198,13 +206,13 @@ impl Operator for GatedLinearAttention {
                     decay.scale_end(dk, kw);
                     MatMut::new(dv, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
                     decay.decay_state(&mut r, vw);
-                    for h in sharing.queries_of(n) {
+                    for (h, products) in sharing.queries_of(n).zip(&mut products) {
                         let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
                         MatMut::new(dq, len, kw).product(1.0, d_out, Mat::new(s, kw, vw).t(), 0.0);
                         decay.scale_start(read, dq, kw);
                         let q_start = decay.from_start(read, q, x);
                         MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                        decay.product(read, q, k, a);
+                        let a = take_last(products, len * len);
                         let read_by = Mat::new(a, len, len).t();
                         MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
                         MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, v.t(), 0.0);
@@ -214,7 +222,7 @@ impl Operator for GatedLinearAttention {
                         if let Some(bonus) = &views.bonus {
                             let u = &bonus[h * kw..][..kw];
                             let du = unsafe { bonus_at.slice((b * heads + h) * kw, kw) };
-                            bonus_backward((q, k, v, u), d_out, dq, dk_bonus, dv, du);
+                            bonus_backward((q, k, v, u), d_out, dq, dk_bonus, du);
                         }
                         put_rows(unsafe { self.sizes.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
                     }
@@ -254,20 +262,12 @@ fn add_bonus(a: &mut [f32], q: Mat, k: Mat, u: &[f32]) {
     });
 }
 
-/// The gradients of o_i += ((q_i u).k_i) v_i.
-fn bonus_backward(
-    (q, k, v, u): (Mat, Mat, Mat, &[f32]),
-    d_out: Mat,
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    du: &mut [f32],
-) {
+/// The gradients of q, k and u through o_i += ((q_i u).k_i) v_i.
+fn bonus_backward((q, k, v, u): (Mat, Mat, Mat, &[f32]), d_out: Mat, dq: &mut [f32], dk: &mut [f32], du: &mut [f32]) {
     simd!(|| {
         for i in 0..q.rows {
             let (q, k, v, d_out) = (q.row(i), k.row(i), v.row(i), d_out.row(i));
             let d = dot(v, d_out);
-            axpy(&mut dv[i * v.len()..][..v.len()], triple(q, k, u), d_out);
             let dk = &mut dk[i * q.len()..][..q.len()];
             for (c, dq) in dq[i * q.len()..][..q.len()].iter_mut().enumerate() {
                 *dq += d * u[c] * k[c];

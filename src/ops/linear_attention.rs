@@ -15,7 +15,7 @@ use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, sum};
 use super::cpu::{Groups, Heads, Output, OutputPointer, Slice};
 use super::operator::{Operator, apply, on_device};
-use super::recurrence::{PerState, keep_next};
+use super::recurrence::{PerState, keep_next, take_last, take_next};
 use super::sight::{Past, Sight, Tile, placed};
 use super::tape::Var;
 use crate::{Error, Result};
@@ -136,16 +136,15 @@ pub fn linear_attention(
 
 /// One chunk's lower-triangular products `A B^T`, `b` being head `head` of batch row `batch`: row i keeps the keys that
 /// query i reads.
-fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys, buffer: &mut Vec<f32>) {
+fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys, product: &mut [f32]) {
     let n = keys.count;
-    buffer.resize(a.rows * n, 0.0);
     for (place, run) in placed(&keys.runs) {
-        let mut all = MatMut::new(buffer, a.rows, n);
+        let mut all = MatMut::new(product, a.rows, n);
         let triangle = keys.part(Triangle::Output);
         all.block(0..a.rows, place).product_in(triangle, 1.0, a, b.head(batch, head, run).t(), 0.0);
     }
     if n > 0 {
-        for (row, &seen) in buffer.chunks_exact_mut(n).zip(&keys.seen) {
+        for (row, &seen) in product.chunks_exact_mut(n).zip(&keys.seen) {
             row[seen..].fill(0.0);
         }
     }
@@ -157,17 +156,26 @@ fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
     simd!(|| (0..b.rows).for_each(|r| axpy(z, 1.0, b.row(r))));
 }
 
+/// What the forward pass keeps.
+struct Kept {
+    /// S and z before every chunk.
+    states: PerState,
+    /// tril(A B^T) of every chunk.
+    products: PerState,
+}
+
 impl Operator for CausalLinearAttention {
     const NAME: &'static str = "linear attention";
-    /// S and z before every chunk.
-    type Kept = PerState;
+    type Kept = Kept;
 
-    fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, PerState)> {
+    fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
         let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
         let Self { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *self;
         let size = self.state();
-        let kept = PerState::new(batch, heads, keep, |row| self.chunks(row).count() * (size + features));
+        let states = PerState::new(batch, heads, keep, |row| self.chunks(row).count() * (size + features));
+        let pairs = |row| self.chunks(row).map(|(chunk, keys)| chunk.tokens.len() * keys.count).sum();
+        let products = PerState::new(batch, heads, keep, pairs);
         let mut num = Output::padded(&[batch, queries, heads, value_width], &self.documents);
         let mut den = Output::padded(&[batch, queries, heads], &self.documents);
         let mut state = Output::unwritten(&[batch, heads, features, value_width]);
@@ -180,7 +188,7 @@ impl Operator for CausalLinearAttention {
                 // SAFETY: state and normaliser of (i, h) belong to this task.
                 let (s, z) =
                     unsafe { (state_at.slice(row * size, size), normaliser_at.slice(row * features, features)) };
-                let mut kept = unsafe { kept.of(i, h) };
+                let (mut states, mut products) = unsafe { (states.of(i, h), products.of(i, h)) };
                 s.copy_from_slice(&s0[row * size..][..size]);
                 z.copy_from_slice(&z0[row * features..][..features]);
                 for (chunk, keys) in self.chunks(i) {
@@ -189,10 +197,13 @@ impl Operator for CausalLinearAttention {
                         z.fill(0.0);
                     }
                     if keep {
-                        keep_next(&mut kept, s);
-                        keep_next(&mut kept, z);
+                        keep_next(&mut states, s);
+                        keep_next(&mut states, z);
                     }
                     let a = a.head(i, h, chunk.tokens.clone());
+                    let pairs = a.rows * keys.count;
+                    p.resize(pairs, 0.0);
+                    let p = if keep { take_next(&mut products, pairs) } else { &mut p[..] };
                     masked_product(a, &b, (i, h), &keys, p);
                     // SAFETY: rows of head h of batch row i.
                     let mut out = unsafe {
@@ -218,28 +229,36 @@ impl Operator for CausalLinearAttention {
                 }
             }
         });
-        Ok((vec![num.tensor()?, den.tensor()?, state.tensor()?, normaliser.tensor()?], kept))
+        Ok((vec![num.tensor()?, den.tensor()?, state.tensor()?, normaliser.tensor()?], Kept { states, products }))
     }
 
     /// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
     /// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum,
     /// r += A^T dden. Later documents of a row begin with nothing: no gradient passes to the state before them.
-    fn backward_cpu(&self, inputs: &[Tensor], kept: PerState, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, inputs: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
         let Self { groups: Groups { heads, .. }, features, value_width, .. } = *self;
         let size = self.state();
         let (dnum, dden) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
         let (ds_end, dz_end) = (Slice::of(&up[2])?, Slice::of(&up[3])?);
         let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
         // Keys that a window still holds have entered nothing: their gradients stay zero.
-        let mut out: Vec<Output> = inputs.iter().map(|x| Output::zeros(x.dims())).collect();
+        let some = self.beside.is_some() || self.past.columns() > 0;
+        let by_keys = |x: &Tensor| match some {
+            true => Output::zeros(x.dims()),
+            false => Output::padded(x.dims(), &self.documents),
+        };
+        let da = Output::padded(inputs[0].dims(), &self.documents);
+        let mut out = vec![da, by_keys(&inputs[1]), by_keys(&inputs[2])];
+        out.extend(inputs[3..].iter().map(|x| Output::unwritten(x.dims())));
         let at: Vec<_> = out.iter_mut().map(Output::pointer).collect();
 
-        self.groups.tasks().for_each_init(Default::default, |(p, dp): &mut (Vec<f32>, Vec<f32>), (i, kv)| {
+        self.groups.tasks().for_each_init(Vec::new, |dp, (i, kv)| {
             let chunks: Vec<_> = self.chunks(i).collect();
             for h in self.groups.heads_of(kv) {
                 let row = i * heads + h;
                 // SAFETY: what was kept of (i, h).
-                let states = unsafe { kept.of(i, h) };
+                let (states, mut products) = unsafe { (kept.states.of(i, h), kept.products.of(i, h)) };
+                let first = if h == self.groups.heads_of(kv).start { 0.0 } else { 1.0 };
                 let mut big_r = ds_end[row * size..][..size].to_vec();
                 let mut small_r = dz_end[row * features..][..features].to_vec();
                 for ((chunk, keys), before) in chunks.iter().zip(states.chunks_exact(size + features)).rev() {
@@ -247,6 +266,8 @@ impl Operator for CausalLinearAttention {
                     let n = keys.count;
                     let (a, dnum) = (a.head(i, h, chunk.tokens.clone()), dnum.head(i, h, chunk.tokens.clone()));
                     let rows = a.rows;
+                    let p = &*take_last(&mut products, rows * n);
+                    dp.resize(rows * n, 0.0);
                     masked_product(dnum, &v, (i, kv), keys, dp);
                     simd!(|| {
                         for (r, query) in chunk.tokens.clone().enumerate() {
@@ -254,9 +275,6 @@ impl Operator for CausalLinearAttention {
                             dp[r * n..][..keys.seen[r]].iter_mut().for_each(|d| *d += extra);
                         }
                     });
-                    if wanted[2] {
-                        masked_product(a, &b, (i, h), keys, p);
-                    }
                     // SAFETY: rows of head h of batch row i: this task's alone.
                     let mut da = unsafe { head_rows(at[0], &inputs[0], i, h, &chunk.tokens) };
                     if wanted[0] {
@@ -279,7 +297,7 @@ impl Operator for CausalLinearAttention {
                         if wanted[2] {
                             // SAFETY: rows of kv head `kv` of batch row i: this task's alone.
                             let mut dv = unsafe { head_rows(at[2], &inputs[2], i, kv, &run) };
-                            dv.product(1.0, b, Mat::new(&big_r, features, value_width), 1.0);
+                            dv.product(1.0, b, Mat::new(&big_r, features, value_width), first);
                             dv.product_in(turned, 1.0, Mat::new(p, rows, n).block(0..rows, place).t(), dnum, 1.0);
                         }
                     }

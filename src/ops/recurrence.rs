@@ -125,10 +125,10 @@ impl PerState {
         Self::new(sizes.sharing.batch, sizes.sharing.states, keep, |row| tokens(row) * width)
     }
 
-    /// A number for every pair of tokens of a chunk.
-    pub fn of_pairs(sizes: &Sizes, keep: bool) -> Self {
+    /// A number for every pair of tokens of a chunk, of `heads` states or heads.
+    pub fn of_pairs(sizes: &Sizes, heads: usize, keep: bool) -> Self {
         let pairs = |row| sizes.documents.chunks(row, CHUNK).map(|c| c.tokens.len().pow(2)).sum();
-        Self::new(sizes.sharing.batch, sizes.sharing.states, keep, pairs)
+        Self::new(sizes.sharing.batch, heads, keep, pairs)
     }
 
     /// As many as `numbers` says for every state of a batch row; none unless `keep`.
@@ -158,9 +158,14 @@ impl PerState {
 
 /// Writes the next of the numbers that are kept.
 pub(super) fn keep_next(kept: &mut &mut [f32], numbers: &[f32]) {
-    let (next, rest) = std::mem::take(kept).split_at_mut(numbers.len());
-    next.copy_from_slice(numbers);
+    take_next(kept, numbers.len()).copy_from_slice(numbers);
+}
+
+/// The next `n` numbers that have not been taken yet.
+pub(super) fn take_next<'a>(kept: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+    let (next, rest) = std::mem::take(kept).split_at_mut(n);
     *kept = rest;
+    next
 }
 
 /// The last `n` numbers that have not been taken yet.

@@ -216,10 +216,15 @@ impl Decay {
         });
     }
 
+    /// A of `x` and `y` [C, K] into a buffer [C, C].
+    pub fn product(&mut self, read: Read, x: Mat, y: Mat, buffer: &mut Vec<f32>) {
+        buffer.resize(self.tokens * self.tokens, 0.0);
+        self.product_into(read, x, y, buffer);
+    }
+
     /// A of `x` and `y` [C, K] into `out` [C, C], zero where nothing is read.
-    pub fn product(&mut self, read: Read, x: Mat, y: Mat, out: &mut Vec<f32>) {
+    pub fn product_into(&mut self, read: Read, x: Mat, y: Mat, out: &mut [f32]) {
         let n = self.tokens;
-        out.resize(n * n, 0.0);
         match self.kind {
             Kind::None | Kind::Scalar => {
                 MatMut::new(out, n, n).product_in(Triangle::Output, 1.0, x, y.t(), 0.0);
