@@ -21,12 +21,10 @@ use super::cpu::simd::{axpy, dot, simd};
 use super::cpu::triangular::{solve, solve_transposed};
 use super::cpu::{Heads, Output, Slice, zeroed};
 use super::operator::{Operator, apply};
-use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last};
+use super::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use super::tape::Var;
 use crate::Result;
 use candle_core::Tensor;
-use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// One call. Its inputs are q, k, v, beta, state, and the gate if there is one.
@@ -74,6 +72,8 @@ struct Scratch {
     dk_write: Vec<f32>,
     dy: Vec<f32>,
     inclusive: Vec<f32>,
+    /// The state before a chunk.
+    before: Vec<f32>,
 }
 
 /// Views of the inputs.
@@ -106,7 +106,8 @@ impl<'a> Views<'a> {
     }
 
     /// Takes in a chunk's gates and betas.
-    fn enter(&self, (b, g, n): (usize, usize, usize), rows: &Range<usize>, scratch: &mut Scratch) -> Rows<'_> {
+    fn enter(&self, at: &Place, scratch: &mut Scratch) -> Rows<'_> {
+        let &Place { b, g, n, ref rows, .. } = at;
         scratch.decay.prepare(self.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
         let beta = self.beta.head(b, n, rows.clone());
         scratch.beta.clear();
@@ -163,49 +164,34 @@ impl Operator for DeltaRule {
     type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
-        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.0;
-        let views = Views::of(x)?;
-        let (size, heads) = (self.0.state(), sharing.heads);
-        let states = PerState::of_chunks(&self.0, size, keep);
+        let Sizes { sharing, key_width, value_width, .. } = self.0;
+        let (views, heads) = (Views::of(x)?, sharing.heads);
         let corrections = PerState::of_tokens(&self.0, value_width, keep);
         let products = PerState::of_pairs(&self.0, sharing.states, keep);
-        let (mut out, mut state) = self.0.outputs();
-        let (out_at, state_at) = (out.pointer(), state.pointer());
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let mut before = vec![0.0; size];
-            for n in sharing.states_of(g) {
-                let at = (b * sharing.states + n) * size;
-                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
-                let s = unsafe { state_at.slice(at, size) };
-                let [mut states, mut corrections, mut products] =
-                    [&states, &corrections, &products].map(|kept| unsafe { kept.of(b, n) });
-                s.copy_from_slice(&views.state[at..at + size]);
-                for chunk in documents.chunks(b, CHUNK) {
-                    if chunk.fresh {
-                        s.fill(0.0);
-                    }
-                    before.copy_from_slice(s);
-                    let rows = views.enter((b, g, n), &chunk.tokens, scratch);
-                    scratch.correct(&rows, s);
-                    if keep {
-                        keep_next(&mut states, &before);
-                        keep_next(&mut corrections, &scratch.u);
-                        keep_next(&mut products, &scratch.m);
-                    }
-                    for h in sharing.queries_of(n) {
-                        let q = views.q.head(b, h, chunk.tokens.clone());
-                        // SAFETY: as above.
-                        let mut o = unsafe { self.0.rows(out_at, heads, (b, h), &chunk.tokens, value_width) };
-                        let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
-                        o.product(1.0, q_start, Mat::new(&before, key_width, value_width), 0.0);
-                        scratch.decay.product(Read::After, q, rows.k, &mut scratch.a);
-                        let (a, y) = (Mat::new(&scratch.a, rows.len, rows.len), &scratch.y);
-                        o.product_in(Triangle::Left, 1.0, a, Mat::new(y, rows.len, value_width), 1.0);
-                    }
-                }
+        let mut out = self.0.output();
+        let out_at = out.pointer();
+        // SAFETY of every `of` and `rows` here: a state, and the heads that read it, belong to one task.
+        let begin = |b, n| [&corrections, &products].map(|kept| unsafe { kept.of(b, n) });
+        let chunk = |scratch: &mut Scratch, kept: &mut [&mut [f32]; 2], at: &Place, s: &mut [f32]| {
+            let rows = views.enter(at, scratch);
+            scratch.before.clear();
+            scratch.before.extend_from_slice(s);
+            scratch.correct(&rows, s);
+            if keep {
+                keep_next(&mut kept[0], &scratch.u);
+                keep_next(&mut kept[1], &scratch.m);
             }
-        });
-        let after = state.tensor()?;
+            for h in sharing.queries_of(at.n) {
+                let q = views.q.head(at.b, h, at.rows.clone());
+                let mut o = unsafe { self.0.rows(out_at, heads, (at.b, h), &at.rows, value_width) };
+                let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
+                o.product(1.0, q_start, Mat::new(&scratch.before, key_width, value_width), 0.0);
+                scratch.decay.product(Read::After, q, rows.k, &mut scratch.a);
+                let (a, y) = (Mat::new(&scratch.a, rows.len, rows.len), &scratch.y);
+                o.product_in(Triangle::Left, 1.0, a, Mat::new(y, rows.len, value_width), 1.0);
+            }
+        };
+        let (after, states) = self.0.forward(&views.state, keep, begin, chunk)?;
         Ok((vec![out.tensor()?, after.clone()], Kept { states, after, corrections, products }))
     }
 
@@ -213,94 +199,89 @@ impl Operator for DeltaRule {
     /// e = beta w; dv = e, dbeta = w.u, dM = -e y^T, and k has one gradient as what is read and one as what is written:
     /// dG = q dq + k dk_read - k dk_write. R = e^(G_C) R + (q e^G)^T do - (k e^G)^T e.
     fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
-        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.0;
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
         let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-            for n in sharing.states_of(g) {
-                let first = n == sharing.states_of(g).start;
-                let state_at = (b * sharing.states + n) * size;
-                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
-                let [states, mut corrections, mut products] =
-                    [&kept.states, &kept.corrections, &kept.products].map(|kept| unsafe { kept.of(b, n) });
-                let mut r = d_state[state_at..][..size].to_vec();
-                let mut running = vec![0f64; gate_width];
-                if gate_width > 0 {
-                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
-                }
-                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
-                    let tokens = &chunk.tokens;
-                    let Rows { k, v: _, len } = views.enter((b, g, n), tokens, scratch);
-                    let u = take_last(&mut corrections, len * vw);
-                    let m = take_last(&mut products, len * len);
-                    scratch.weigh_corrections(u, vw);
-                    let Scratch { decay, a, x, beta, y, dq, dk_read, dk_write, dy, inclusive, .. } = &mut *scratch;
-                    zeroed(inclusive, len * gate_width);
-                    dq.resize(len * kw, 0.0);
-                    dk_read.resize(len * kw, 0.0);
-                    dk_write.resize(len * kw, 0.0);
-                    dy.resize(len * vw, 0.0);
-                    let (s, y) = (Mat::new(s, kw, vw), Mat::new(y, len, vw));
-                    let r_mat = Mat::new(&r, kw, vw);
-                    MatMut::new(dk_write, len, kw).product(1.0, y, r_mat.t(), 0.0);
-                    decay.scale_end(dk_write, kw);
-                    MatMut::new(dy, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
-                    decay.decay_state(&mut r, vw);
-                    for h in sharing.queries_of(n) {
-                        let (q, d_out) = (views.q.head(b, h, tokens.clone()), d_out.head(b, h, tokens.clone()));
-                        MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
-                        decay.scale_start(Read::After, dq, kw);
-                        let q_start = decay.from_start(Read::After, q, x);
-                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                        decay.product(Read::After, q, k, a);
-                        let read_by = Mat::new(a, len, len).t();
-                        MatMut::new(dy, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
-                        MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, y.t(), 0.0);
-                        decay.product_backward(Read::After, a, q, k, dq, dk_write);
-                        decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
-                        put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
-                    }
-                    simd!(|| {
-                        let rows = m.chunks_exact_mut(len).zip(beta.iter());
-                        rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
-                    });
-                    solve_transposed(Mat::new(m, len, len), dy, vw);
-                    let mut d_beta = unsafe { self.0.rows(at[BETA], sharing.states, (b, n), tokens, 1) };
-                    simd!(|| {
-                        let rows = dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta);
-                        for (i, ((w, u), beta)) in rows.enumerate() {
-                            d_beta.row(i)[0] = dot(w, u);
-                            w.iter_mut().for_each(|w| *w *= beta);
-                        }
-                    });
-                    let e = Mat::new(dy, len, vw);
-                    put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), tokens, vw) }, dy, first);
-                    MatMut::new(dk_read, len, kw).product(-1.0, e, s.t(), 0.0);
-                    decay.scale_start(Read::Decayed, dk_read, kw);
-                    let k_start = decay.from_start(Read::Decayed, k, x);
-                    MatMut::new(&mut r, kw, vw).product(-1.0, k_start.t(), e, 1.0);
-                    MatMut::new(a, len, len).product_in(Triangle::Output, -1.0, e, y.t(), 0.0);
-                    decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
-                    if gate_width > 0 {
-                        decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
-                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
-                        let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
-                        gate_gradient(&mut running, inclusive, &[], gate);
-                    }
-                    simd!(|| axpy(dk_read, 1.0, dk_write));
-                    put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), tokens, kw) }, dk_read, first);
-                    if chunk.fresh {
-                        r.fill(0.0);
-                        running.fill(0.0);
-                    }
-                }
-                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
+        // SAFETY of every `of` and `rows` here: a state's heads, and those of its kv head, belong to one task.
+        let begin = |b, n, r: &[f32]| {
+            let mut running = vec![0f64; gate_width];
+            if gate_width > 0 {
+                state_terms(&mut running, &after[(b * sharing.states + n) * size..][..size], r, vw);
             }
-        });
+            ([&kept.corrections, &kept.products].map(|kept| unsafe { kept.of(b, n) }), running)
+        };
+        let chunk = |scratch: &mut Scratch,
+                     kept: &mut [&mut [f32]; 2],
+                     place: &Place,
+                     s: &[f32],
+                     r: &mut [f32],
+                     running: &mut [f64]| {
+            let &Place { b, g, n, first, rows: ref tokens } = place;
+            let Rows { k, v: _, len } = views.enter(place, scratch);
+            let [corrections, products] = kept;
+            let u = take_last(corrections, len * vw);
+            let m = take_last(products, len * len);
+            scratch.weigh_corrections(u, vw);
+            let Scratch { decay, a, x, beta, y, dq, dk_read, dk_write, dy, inclusive, .. } = &mut *scratch;
+            zeroed(inclusive, len * gate_width);
+            dq.resize(len * kw, 0.0);
+            dk_read.resize(len * kw, 0.0);
+            dk_write.resize(len * kw, 0.0);
+            dy.resize(len * vw, 0.0);
+            let (s, y) = (Mat::new(s, kw, vw), Mat::new(y, len, vw));
+            let r_mat = Mat::new(r, kw, vw);
+            MatMut::new(dk_write, len, kw).product(1.0, y, r_mat.t(), 0.0);
+            decay.scale_end(dk_write, kw);
+            MatMut::new(dy, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
+            decay.decay_state(r, vw);
+            for h in sharing.queries_of(n) {
+                let (q, d_out) = (views.q.head(b, h, tokens.clone()), d_out.head(b, h, tokens.clone()));
+                MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
+                decay.scale_start(Read::After, dq, kw);
+                let q_start = decay.from_start(Read::After, q, x);
+                MatMut::new(r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                decay.product(Read::After, q, k, a);
+                let read_by = Mat::new(a, len, len).t();
+                MatMut::new(dy, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, y.t(), 0.0);
+                decay.product_backward(Read::After, a, q, k, dq, dk_write);
+                decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
+                put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
+            }
+            simd!(|| {
+                let rows = m.chunks_exact_mut(len).zip(beta.iter());
+                rows.for_each(|(row, beta)| row.iter_mut().for_each(|m| *m *= beta));
+            });
+            solve_transposed(Mat::new(m, len, len), dy, vw);
+            let mut d_beta = unsafe { self.0.rows(at[BETA], sharing.states, (b, n), tokens, 1) };
+            simd!(|| {
+                let rows = dy.chunks_exact_mut(vw).zip(u.chunks_exact(vw)).zip(&*beta);
+                for (i, ((w, u), beta)) in rows.enumerate() {
+                    d_beta.row(i)[0] = dot(w, u);
+                    w.iter_mut().for_each(|w| *w *= beta);
+                }
+            });
+            let e = Mat::new(dy, len, vw);
+            put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), tokens, vw) }, dy, first);
+            MatMut::new(dk_read, len, kw).product(-1.0, e, s.t(), 0.0);
+            decay.scale_start(Read::Decayed, dk_read, kw);
+            let k_start = decay.from_start(Read::Decayed, k, x);
+            MatMut::new(r, kw, vw).product(-1.0, k_start.t(), e, 1.0);
+            MatMut::new(a, len, len).product_in(Triangle::Output, -1.0, e, y.t(), 0.0);
+            decay.product_backward(Read::Decayed, a, k, k, dk_read, dk_write);
+            if gate_width > 0 {
+                decay.gate_terms(inclusive, 1.0, k, Mat::new(dk_read, len, kw));
+                decay.gate_terms(inclusive, -1.0, k, Mat::new(dk_write, len, kw));
+                let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
+                gate_gradient(running, inclusive, &[], gate);
+            }
+            simd!(|| axpy(dk_read, 1.0, dk_write));
+            put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), tokens, kw) }, dk_read, first);
+        };
+        self.0.backward(&d_state, &kept.states, at[STATE], begin, chunk);
         Ok(grads)
     }
 }

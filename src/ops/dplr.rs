@@ -21,12 +21,10 @@ use super::cpu::simd::simd;
 use super::cpu::triangular::{solve, solve_transposed};
 use super::cpu::{Heads, Output, Slice, zeroed};
 use super::operator::{Operator, apply};
-use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last};
+use super::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use super::tape::Var;
 use crate::Result;
 use candle_core::Tensor;
-use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// One call. Its inputs are q, k, v, a, b, state, and the gate if there is one.
@@ -73,6 +71,8 @@ struct Scratch {
     dy: Vec<f32>,
     inclusive: Vec<f32>,
     exclusive: Vec<f32>,
+    /// The state before a chunk.
+    before: Vec<f32>,
 }
 
 /// Views of the inputs.
@@ -103,10 +103,11 @@ impl<'a> Views<'a> {
     }
 
     /// Takes in a chunk's gates.
-    fn enter(&self, (b, g, n): (usize, usize, usize), rows: &Range<usize>, decay: &mut Decay) -> Rows<'_> {
-        decay.prepare(self.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
-        let at = |i: usize, head: usize| self.heads[i].head(b, head, rows.clone());
-        Rows { k: at(1, g), v: at(2, g), a: at(3, n), b: at(4, n), len: rows.len() }
+    fn enter(&self, at: &Place, decay: &mut Decay) -> Rows<'_> {
+        let rows = &at.rows;
+        decay.prepare(self.gate.as_ref().map(|x| x.head(at.b, at.n, rows.clone())), rows.len());
+        let of = |i: usize, head: usize| self.heads[i].head(at.b, head, rows.clone());
+        Rows { k: of(1, at.g), v: of(2, at.g), a: of(3, at.n), b: of(4, at.n), len: rows.len() }
     }
 }
 
@@ -146,52 +147,37 @@ impl Operator for Dplr {
     type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
-        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.0;
-        let views = Views::of(x)?;
-        let (size, heads) = (self.0.state(), sharing.heads);
-        let states = PerState::of_chunks(&self.0, size, keep);
+        let Sizes { sharing, key_width, value_width, .. } = self.0;
+        let (views, heads) = (Views::of(x)?, sharing.heads);
         let reads = PerState::of_tokens(&self.0, value_width, keep);
         let transitions = PerState::of_pairs(&self.0, sharing.states, keep);
-        let (mut out, mut state) = self.0.outputs();
-        let (out_at, state_at) = (out.pointer(), state.pointer());
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let mut before = vec![0.0; size];
-            for n in sharing.states_of(g) {
-                let at = (b * sharing.states + n) * size;
-                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
-                let s = unsafe { state_at.slice(at, size) };
-                let [mut states, mut reads, mut transitions] =
-                    [&states, &reads, &transitions].map(|kept| unsafe { kept.of(b, n) });
-                s.copy_from_slice(&views.state[at..at + size]);
-                for chunk in documents.chunks(b, CHUNK) {
-                    if chunk.fresh {
-                        s.fill(0.0);
-                    }
-                    before.copy_from_slice(s);
-                    let rows = views.enter((b, g, n), &chunk.tokens, &mut scratch.decay);
-                    scratch.advance(rows, s);
-                    if keep {
-                        keep_next(&mut states, &before);
-                        keep_next(&mut reads, &scratch.y);
-                        keep_next(&mut transitions, &scratch.transition);
-                    }
-                    let y = Mat::new(&scratch.y, rows.len, value_width);
-                    for h in sharing.queries_of(n) {
-                        let q = views.heads[0].head(b, h, chunk.tokens.clone());
-                        // SAFETY: as above.
-                        let mut o = unsafe { self.0.rows(out_at, heads, (b, h), &chunk.tokens, value_width) };
-                        let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
-                        o.product(1.0, q_start, Mat::new(&before, key_width, value_width), 0.0);
-                        for (read, written) in [(rows.k, rows.v), (rows.b, y)] {
-                            scratch.decay.product(Read::After, q, read, &mut scratch.product);
-                            let product = Mat::new(&scratch.product, rows.len, rows.len);
-                            o.product_in(Triangle::Left, 1.0, product, written, 1.0);
-                        }
-                    }
+        let mut out = self.0.output();
+        let out_at = out.pointer();
+        // SAFETY of every `of` and `rows` here: a state, and the heads that read it, belong to one task.
+        let begin = |b, n| [&reads, &transitions].map(|kept| unsafe { kept.of(b, n) });
+        let chunk = |scratch: &mut Scratch, kept: &mut [&mut [f32]; 2], at: &Place, s: &mut [f32]| {
+            let rows = views.enter(at, &mut scratch.decay);
+            scratch.before.clear();
+            scratch.before.extend_from_slice(s);
+            scratch.advance(rows, s);
+            if keep {
+                keep_next(&mut kept[0], &scratch.y);
+                keep_next(&mut kept[1], &scratch.transition);
+            }
+            let y = Mat::new(&scratch.y, rows.len, value_width);
+            for h in sharing.queries_of(at.n) {
+                let q = views.heads[0].head(at.b, h, at.rows.clone());
+                let mut o = unsafe { self.0.rows(out_at, heads, (at.b, h), &at.rows, value_width) };
+                let q_start = scratch.decay.from_start(Read::After, q, &mut scratch.x);
+                o.product(1.0, q_start, Mat::new(&scratch.before, key_width, value_width), 0.0);
+                for (read, written) in [(rows.k, rows.v), (rows.b, y)] {
+                    scratch.decay.product(Read::After, q, read, &mut scratch.product);
+                    let product = Mat::new(&scratch.product, rows.len, rows.len);
+                    o.product_in(Triangle::Left, 1.0, product, written, 1.0);
                 }
             }
-        });
-        let after = state.tensor()?;
+        };
+        let (after, states) = self.0.forward(&views.state, keep, begin, chunk)?;
         Ok((vec![out.tensor()?, after.clone()], Kept { states, after, reads, transitions }))
     }
 
@@ -199,100 +185,91 @@ impl Operator for Dplr {
     /// gradient of the right-hand side; dv = A_qk^T do + (k e^(G_C - G)) R + A_ak^T w, dA_ab = w y^T, dA_ak = w v^T, and
     /// R = e^(G_C) R + (q e^G)^T do + (a e^Gx)^T w. dG = q dq - k dk - b db, and a da for Gx.
     fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
-        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.0;
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
         let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let Scratch { decay, product, x, dq, dk, dv, da, db, dy, inclusive, exclusive, .. } = scratch;
-            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-            for n in sharing.states_of(g) {
-                let first = n == sharing.states_of(g).start;
-                let state_at = (b * sharing.states + n) * size;
-                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
-                let [states, mut reads, mut transitions] =
-                    [&kept.states, &kept.reads, &kept.transitions].map(|kept| unsafe { kept.of(b, n) });
-                let mut r = d_state[state_at..][..size].to_vec();
-                let mut running = vec![0f64; gate_width];
-                if gate_width > 0 {
-                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
-                }
-                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
-                    let tokens = &chunk.tokens;
-                    let Rows { k, v, a, b: low, len } = views.enter((b, g, n), tokens, decay);
-                    let y = Mat::new(take_last(&mut reads, len * vw), len, vw);
-                    let transition = Mat::new(take_last(&mut transitions, len * len), len, len);
-                    zeroed(inclusive, len * gate_width);
-                    zeroed(exclusive, len * gate_width);
-                    for (buffer, width) in
-                        [(&mut *dq, kw), (&mut *dk, kw), (&mut *da, kw), (&mut *db, kw), (&mut *dv, vw), (&mut *dy, vw)]
-                    {
-                        buffer.resize(len * width, 0.0);
-                    }
-                    let (s, r_mat) = (Mat::new(s, kw, vw), Mat::new(&r, kw, vw));
-                    for (written, value, d_written, d_value) in
-                        [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)]
-                    {
-                        MatMut::new(d_written, len, kw).product(1.0, value, r_mat.t(), 0.0);
-                        decay.scale_end(d_written, kw);
-                        MatMut::new(d_value, len, vw).product(1.0, decay.to_end(written, x), r_mat, 0.0);
-                    }
-                    decay.decay_state(&mut r, vw);
-                    for h in sharing.queries_of(n) {
-                        let q = views.heads[0].head(b, h, tokens.clone());
-                        let d_out = d_out.head(b, h, tokens.clone());
-                        MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
-                        decay.scale_start(Read::After, dq, kw);
-                        let q_start = decay.from_start(Read::After, q, x);
-                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                        for (written, value, d_written, d_value) in
-                            [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)]
-                        {
-                            decay.product(Read::After, q, written, product);
-                            let read_by = Mat::new(product, len, len).t();
-                            let mut d_value = MatMut::new(d_value, len, vw);
-                            d_value.product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
-                            MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, d_out, value.t(), 0.0);
-                            decay.product_backward(Read::After, product, q, written, dq, d_written);
-                        }
-                        decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
-                        put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
-                    }
-                    solve_transposed(transition, dy, vw);
-                    let w = Mat::new(dy, len, vw);
-                    MatMut::new(da, len, kw).product(1.0, w, s.t(), 0.0);
-                    decay.scale_start(Read::Before, da, kw);
-                    let a_start = decay.from_start(Read::Before, a, x);
-                    MatMut::new(&mut r, kw, vw).product(1.0, a_start.t(), w, 1.0);
-                    decay.product(Read::Before, a, k, product);
-                    let read_by = Mat::new(product, len, len).t();
-                    MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, w, 1.0);
-                    for (written, value, d_written) in [(k, v, &mut *dk), (low, y, &mut *db)] {
-                        MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, w, value.t(), 0.0);
-                        decay.product_backward(Read::Before, product, a, written, da, d_written);
-                    }
-                    if gate_width > 0 {
-                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
-                        decay.gate_terms(inclusive, -1.0, low, Mat::new(db, len, kw));
-                        decay.gate_terms(exclusive, 1.0, a, Mat::new(da, len, kw));
-                        let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
-                        gate_gradient(&mut running, inclusive, exclusive, gate);
-                    }
-                    let shared = [(1, kv_heads, g, kw, &*dk, first), (2, kv_heads, g, vw, &*dv, first)];
-                    let own = [(3, sharing.states, n, kw, &*da, true), (4, sharing.states, n, kw, &*db, true)];
-                    for (input, heads, head, width, gradient, first) in shared.into_iter().chain(own) {
-                        put_rows(unsafe { self.0.rows(at[input], heads, (b, head), tokens, width) }, gradient, first);
-                    }
-                    if chunk.fresh {
-                        r.fill(0.0);
-                        running.fill(0.0);
-                    }
-                }
-                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
+        // SAFETY of every `of` and `rows` here: a state's heads, and those of its kv head, belong to one task.
+        let begin = |b, n, r: &[f32]| {
+            let mut running = vec![0f64; gate_width];
+            if gate_width > 0 {
+                state_terms(&mut running, &after[(b * sharing.states + n) * size..][..size], r, vw);
             }
-        });
+            ([&kept.reads, &kept.transitions].map(|kept| unsafe { kept.of(b, n) }), running)
+        };
+        let chunk = |scratch: &mut Scratch,
+                     kept: &mut [&mut [f32]; 2],
+                     place: &Place,
+                     s: &[f32],
+                     r: &mut [f32],
+                     running: &mut [f64]| {
+            let Scratch { decay, product, x, dq, dk, dv, da, db, dy, inclusive, exclusive, .. } = scratch;
+            let &Place { b, g, n, first, rows: ref tokens } = place;
+            let Rows { k, v, a, b: low, len } = views.enter(place, decay);
+            let [reads, transitions] = kept;
+            let y = Mat::new(take_last(reads, len * vw), len, vw);
+            let transition = Mat::new(take_last(transitions, len * len), len, len);
+            zeroed(inclusive, len * gate_width);
+            zeroed(exclusive, len * gate_width);
+            for (buffer, width) in
+                [(&mut *dq, kw), (&mut *dk, kw), (&mut *da, kw), (&mut *db, kw), (&mut *dv, vw), (&mut *dy, vw)]
+            {
+                buffer.resize(len * width, 0.0);
+            }
+            let (s, r_mat) = (Mat::new(s, kw, vw), Mat::new(r, kw, vw));
+            for (written, value, d_written, d_value) in [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)] {
+                MatMut::new(d_written, len, kw).product(1.0, value, r_mat.t(), 0.0);
+                decay.scale_end(d_written, kw);
+                MatMut::new(d_value, len, vw).product(1.0, decay.to_end(written, x), r_mat, 0.0);
+            }
+            decay.decay_state(r, vw);
+            for h in sharing.queries_of(n) {
+                let q = views.heads[0].head(b, h, tokens.clone());
+                let d_out = d_out.head(b, h, tokens.clone());
+                MatMut::new(dq, len, kw).product(1.0, d_out, s.t(), 0.0);
+                decay.scale_start(Read::After, dq, kw);
+                let q_start = decay.from_start(Read::After, q, x);
+                MatMut::new(r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                for (written, value, d_written, d_value) in [(k, v, &mut *dk, &mut *dv), (low, y, &mut *db, &mut *dy)] {
+                    decay.product(Read::After, q, written, product);
+                    let read_by = Mat::new(product, len, len).t();
+                    let mut d_value = MatMut::new(d_value, len, vw);
+                    d_value.product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                    MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, d_out, value.t(), 0.0);
+                    decay.product_backward(Read::After, product, q, written, dq, d_written);
+                }
+                decay.gate_terms(inclusive, 1.0, q, Mat::new(dq, len, kw));
+                put_rows(unsafe { self.0.rows(at[0], heads, (b, h), tokens, kw) }, dq, true);
+            }
+            solve_transposed(transition, dy, vw);
+            let w = Mat::new(dy, len, vw);
+            MatMut::new(da, len, kw).product(1.0, w, s.t(), 0.0);
+            decay.scale_start(Read::Before, da, kw);
+            let a_start = decay.from_start(Read::Before, a, x);
+            MatMut::new(r, kw, vw).product(1.0, a_start.t(), w, 1.0);
+            decay.product(Read::Before, a, k, product);
+            let read_by = Mat::new(product, len, len).t();
+            MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, w, 1.0);
+            for (written, value, d_written) in [(k, v, &mut *dk), (low, y, &mut *db)] {
+                MatMut::new(product, len, len).product_in(Triangle::Output, 1.0, w, value.t(), 0.0);
+                decay.product_backward(Read::Before, product, a, written, da, d_written);
+            }
+            if gate_width > 0 {
+                decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
+                decay.gate_terms(inclusive, -1.0, low, Mat::new(db, len, kw));
+                decay.gate_terms(exclusive, 1.0, a, Mat::new(da, len, kw));
+                let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), tokens, gate_width) };
+                gate_gradient(running, inclusive, exclusive, gate);
+            }
+            let shared = [(1, kv_heads, g, kw, &*dk, first), (2, kv_heads, g, vw, &*dv, first)];
+            let own = [(3, sharing.states, n, kw, &*da, true), (4, sharing.states, n, kw, &*db, true)];
+            for (input, heads, head, width, gradient, first) in shared.into_iter().chain(own) {
+                put_rows(unsafe { self.0.rows(at[input], heads, (b, head), tokens, width) }, gradient, first);
+            }
+        };
+        self.0.backward(&d_state, &kept.states, at[STATE], begin, chunk);
         Ok(grads)
     }
 }

@@ -14,11 +14,10 @@ use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, triple};
 use super::cpu::{Heads, Output, Slice, zeroed};
 use super::operator::{Operator, apply};
-use super::recurrence::{CHUNK, PerState, Sizes, keep_next, take_last, take_next};
+use super::recurrence::{PerState, Place, Sizes, take_last, take_next};
 use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Inputs of one call, in this order everywhere: q, k, v, state, then gate and bonus where there are any.
@@ -85,6 +84,14 @@ struct Views<'a> {
     bonus: Option<Slice<'a>>,
 }
 
+impl Views<'_> {
+    /// Takes in a chunk's gates; returns its keys and values.
+    fn enter(&self, at: &Place, decay: &mut Decay) -> (Mat<'_>, Mat<'_>) {
+        decay.prepare(self.gate.as_ref().map(|x| x.head(at.b, at.n, at.rows.clone())), at.rows.len());
+        (self.k.head(at.b, at.g, at.rows.clone()), self.v.head(at.b, at.g, at.rows.clone()))
+    }
+}
+
 impl GatedLinearAttention {
     fn views<'a>(&self, x: &'a [Tensor]) -> Result<Views<'a>> {
         Ok(Views {
@@ -115,59 +122,42 @@ impl Operator for GatedLinearAttention {
     const NAME: &'static str = "gated linear attention";
     type Kept = Kept;
 
-    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
-        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.sizes;
-        let views = self.views(x)?;
-        let (size, heads, read) = (self.sizes.state(), sharing.heads, self.read());
-        let states = PerState::of_chunks(&self.sizes, size, keep);
+    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+        let Sizes { sharing, key_width, value_width, .. } = self.sizes;
+        let (views, heads, read) = (self.views(x)?, sharing.heads, self.read());
         let products = PerState::of_pairs(&self.sizes, heads, keep);
-        let (mut out, mut state) = self.sizes.outputs();
-        let (out_at, state_at) = (out.pointer(), state.pointer());
-        sharing.tasks().for_each_init(Scratch::default, |Scratch { decay, a, x, .. }, (b, g)| {
-            for n in sharing.states_of(g) {
-                let at = (b * sharing.states + n) * size;
-                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
-                let (s, mut states) = unsafe { (state_at.slice(at, size), states.of(b, n)) };
-                let mut products: Vec<_> = sharing.queries_of(n).map(|h| unsafe { products.of(b, h) }).collect();
-                s.copy_from_slice(&views.state[at..at + size]);
-                for chunk in documents.chunks(b, CHUNK) {
-                    let rows = chunk.tokens.clone();
-                    if chunk.fresh {
-                        s.fill(0.0);
+        let mut out = self.sizes.output();
+        let out_at = out.pointer();
+        // SAFETY of every `of` and `rows` here: the heads that read a state belong to its task.
+        let begin = |b, n| sharing.queries_of(n).map(|h| unsafe { products.of(b, h) }).collect::<Vec<_>>();
+        let chunk =
+            |Scratch { decay, a, x, .. }: &mut Scratch, kept: &mut Vec<&mut [f32]>, at: &Place, s: &mut [f32]| {
+                let (k, v) = views.enter(at, decay);
+                for (h, products) in sharing.queries_of(at.n).zip(kept) {
+                    let q = views.q.head(at.b, h, at.rows.clone());
+                    let mut o = unsafe { self.sizes.rows(out_at, heads, (at.b, h), &at.rows, value_width) };
+                    let q_start = decay.from_start(read, q, x);
+                    o.product(1.0, q_start, Mat::new(s, key_width, value_width), 0.0);
+                    let pairs = q.rows * q.rows;
+                    a.resize(pairs, 0.0);
+                    let a = if keep { take_next(products, pairs) } else { &mut a[..] };
+                    decay.product_into(read, q, k, a);
+                    if let Some(bonus) = &views.bonus {
+                        add_bonus(a, q, k, &bonus[h * key_width..][..key_width]);
                     }
-                    if keep {
-                        keep_next(&mut states, s);
-                    }
-                    decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), rows.len());
-                    let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                    for (h, products) in sharing.queries_of(n).zip(&mut products) {
-                        let q = views.q.head(b, h, rows.clone());
-                        // SAFETY: as above.
-                        let mut o = unsafe { self.sizes.rows(out_at, heads, (b, h), &rows, value_width) };
-                        let q_start = decay.from_start(read, q, x);
-                        o.product(1.0, q_start, Mat::new(s, key_width, value_width), 0.0);
-                        let pairs = rows.len() * rows.len();
-                        a.resize(pairs, 0.0);
-                        let a = if keep { take_next(products, pairs) } else { &mut a[..] };
-                        decay.product_into(read, q, k, a);
-                        if let Some(bonus) = &views.bonus {
-                            add_bonus(a, q, k, &bonus[h * key_width..][..key_width]);
-                        }
-                        o.product_in(Triangle::Left, 1.0, Mat::new(a, rows.len(), rows.len()), v, 1.0);
-                    }
-                    decay.decay_state(s, value_width);
-                    write(s, decay.to_end(k, x), v);
+                    o.product_in(Triangle::Left, 1.0, Mat::new(a, q.rows, q.rows), v, 1.0);
                 }
-            }
-        });
-        let after = state.tensor()?;
+                decay.decay_state(s, value_width);
+                write(s, decay.to_end(k, x), v);
+            };
+        let (after, states) = self.sizes.forward(&views.state, keep, begin, chunk)?;
         Ok((vec![out.tensor()?, after.clone()], Kept { states, after, products }))
     }
 
     /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
     /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do.
     fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
-        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, ref documents, .. } = self.sizes;
+        let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.sizes;
         let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
         let views = self.views(x)?;
         let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
@@ -176,74 +166,68 @@ impl Operator for GatedLinearAttention {
         let mut bonus_parts = Output::zeros(&[sharing.batch, self.bonus.map_or(0, |_| heads * kw)]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
         let bonus_at = bonus_parts.pointer();
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let Scratch { decay, a: _, x, dq, dk, dv, inclusive, exclusive, dk_bonus } = scratch;
-            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-            for n in sharing.states_of(g) {
-                let first = n == sharing.states_of(g).start;
-                let state_at = (b * sharing.states + n) * size;
-                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
-                let states = unsafe { kept.states.of(b, n) };
-                let mut products: Vec<_> = sharing.queries_of(n).map(|h| unsafe { kept.products.of(b, h) }).collect();
-                let mut r = d_state[state_at..][..size].to_vec();
-                let mut running = vec![0f64; gate_width];
-                if gate_width > 0 {
-                    state_terms(&mut running, &after[state_at..][..size], &r, vw);
-                }
-                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
-                    let rows = &chunk.tokens;
-                    let len = rows.len();
-                    decay.prepare(views.gate.as_ref().map(|x| x.head(b, n, rows.clone())), len);
-                    let (k, v) = (views.k.head(b, g, rows.clone()), views.v.head(b, g, rows.clone()));
-                    zeroed(inclusive, len * gate_width);
-                    zeroed(exclusive, if read == Read::Before { len * gate_width } else { 0 });
-                    dq.resize(len * kw, 0.0);
-                    dk.resize(len * kw, 0.0);
-                    dv.resize(len * vw, 0.0);
-                    zeroed(dk_bonus, if self.bonus.is_some() { len * kw } else { 0 });
-                    let r_mat = Mat::new(&r, kw, vw);
-                    MatMut::new(dk, len, kw).product(1.0, v, r_mat.t(), 0.0);
-                    decay.scale_end(dk, kw);
-                    MatMut::new(dv, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
-                    decay.decay_state(&mut r, vw);
-                    for (h, products) in sharing.queries_of(n).zip(&mut products) {
-                        let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
-                        MatMut::new(dq, len, kw).product(1.0, d_out, Mat::new(s, kw, vw).t(), 0.0);
-                        decay.scale_start(read, dq, kw);
-                        let q_start = decay.from_start(read, q, x);
-                        MatMut::new(&mut r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
-                        let a = take_last(products, len * len);
-                        let read_by = Mat::new(a, len, len).t();
-                        MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
-                        MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, v.t(), 0.0);
-                        decay.product_backward(read, a, q, k, dq, dk);
-                        let terms = if read == Read::Before { &mut *exclusive } else { &mut *inclusive };
-                        decay.gate_terms(terms, 1.0, q, Mat::new(dq, len, kw));
-                        if let Some(bonus) = &views.bonus {
-                            let u = &bonus[h * kw..][..kw];
-                            let du = unsafe { bonus_at.slice((b * heads + h) * kw, kw) };
-                            bonus_backward((q, k, v, u), d_out, dq, dk_bonus, du);
-                        }
-                        put_rows(unsafe { self.sizes.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
-                    }
-                    if let Some(i) = self.gate {
-                        decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
-                        let out = unsafe { self.sizes.rows(at[i], sharing.states, (b, n), rows, gate_width) };
-                        gate_gradient(&mut running, inclusive, exclusive, out);
-                    }
-                    if self.bonus.is_some() {
-                        simd!(|| axpy(dk, 1.0, dk_bonus));
-                    }
-                    put_rows(unsafe { self.sizes.rows(at[1], kv_heads, (b, g), rows, kw) }, dk, first);
-                    put_rows(unsafe { self.sizes.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
-                    if chunk.fresh {
-                        r.fill(0.0);
-                        running.fill(0.0);
-                    }
-                }
-                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
+        // SAFETY of every `of`, `rows` and `slice` here: a state's heads, and those of its kv head, belong to one task.
+        let begin = |b, n, r: &[f32]| {
+            let products = sharing.queries_of(n).map(|h| unsafe { kept.products.of(b, h) }).collect::<Vec<_>>();
+            let mut running = vec![0f64; gate_width];
+            if gate_width > 0 {
+                state_terms(&mut running, &after[(b * sharing.states + n) * size..][..size], r, vw);
             }
-        });
+            (products, running)
+        };
+        let chunk = |scratch: &mut Scratch,
+                     products: &mut Vec<&mut [f32]>,
+                     place: &Place,
+                     s: &[f32],
+                     r: &mut [f32],
+                     running: &mut [f64]| {
+            let Scratch { decay, a: _, x, dq, dk, dv, inclusive, exclusive, dk_bonus } = scratch;
+            let &Place { b, g, n, first, ref rows } = place;
+            let len = rows.len();
+            let (k, v) = views.enter(place, decay);
+            zeroed(inclusive, len * gate_width);
+            zeroed(exclusive, if read == Read::Before { len * gate_width } else { 0 });
+            zeroed(dk_bonus, if self.bonus.is_some() { len * kw } else { 0 });
+            dq.resize(len * kw, 0.0);
+            dk.resize(len * kw, 0.0);
+            dv.resize(len * vw, 0.0);
+            let r_mat = Mat::new(r, kw, vw);
+            MatMut::new(dk, len, kw).product(1.0, v, r_mat.t(), 0.0);
+            decay.scale_end(dk, kw);
+            MatMut::new(dv, len, vw).product(1.0, decay.to_end(k, x), r_mat, 0.0);
+            decay.decay_state(r, vw);
+            for (h, products) in sharing.queries_of(n).zip(products) {
+                let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
+                MatMut::new(dq, len, kw).product(1.0, d_out, Mat::new(s, kw, vw).t(), 0.0);
+                decay.scale_start(read, dq, kw);
+                let q_start = decay.from_start(read, q, x);
+                MatMut::new(r, kw, vw).product(1.0, q_start.t(), d_out, 1.0);
+                let a = take_last(products, len * len);
+                let read_by = Mat::new(a, len, len).t();
+                MatMut::new(dv, len, vw).product_in(Triangle::LeftTransposed, 1.0, read_by, d_out, 1.0);
+                MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, d_out, v.t(), 0.0);
+                decay.product_backward(read, a, q, k, dq, dk);
+                let terms = if read == Read::Before { &mut *exclusive } else { &mut *inclusive };
+                decay.gate_terms(terms, 1.0, q, Mat::new(dq, len, kw));
+                if let Some(bonus) = &views.bonus {
+                    let u = &bonus[h * kw..][..kw];
+                    let du = unsafe { bonus_at.slice((b * heads + h) * kw, kw) };
+                    bonus_backward((q, k, v, u), d_out, dq, dk_bonus, du);
+                }
+                put_rows(unsafe { self.sizes.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
+            }
+            if let Some(i) = self.gate {
+                decay.gate_terms(inclusive, -1.0, k, Mat::new(dk, len, kw));
+                let out = unsafe { self.sizes.rows(at[i], sharing.states, (b, n), rows, gate_width) };
+                gate_gradient(running, inclusive, exclusive, out);
+            }
+            if self.bonus.is_some() {
+                simd!(|| axpy(dk, 1.0, dk_bonus));
+            }
+            put_rows(unsafe { self.sizes.rows(at[1], kv_heads, (b, g), rows, kw) }, dk, first);
+            put_rows(unsafe { self.sizes.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
+        };
+        self.sizes.backward(&d_state, &kept.states, at[STATE], begin, chunk);
         if self.bonus.is_some() {
             let mut bonus = Output::zeros(&[heads, kw]);
             bonus_parts.data().chunks_exact(heads * kw).for_each(|part| axpy(bonus.data(), 1.0, part));

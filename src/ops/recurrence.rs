@@ -1,15 +1,17 @@
-//! What the gated recurrences share: sizes of a call, its checks, and what is kept of every chunk.
+//! What the gated recurrences share: sizes of a call and its checks, the way over states and chunks, forward and
+//! backward, and what is kept for the way back.
 
 use super::cpu::{Output, OutputPointer, Sharing, matrix::MatMut};
-use super::documents::Documents;
+use super::documents::{Chunk, Documents};
 use super::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens of a chunk.
-pub(super) const CHUNK: usize = 64;
+const CHUNK: usize = 64;
 
 /// Sizes of one call: q [B, T, H, K], k [B, T, G, K], v [B, T, G, V], states [B, N, K, V], gate [B, T, N, any].
 pub(super) struct Sizes {
@@ -53,10 +55,10 @@ impl Sizes {
         [self.sharing.batch, self.sharing.states, self.key_width, self.value_width]
     }
 
-    /// o [B, T, H, V] and the state after, to be written.
-    pub fn outputs(&self) -> (Output, Output) {
+    /// o [B, T, H, V], to be written.
+    pub fn output(&self) -> Output {
         let o = [self.sharing.batch, self.tokens, self.sharing.heads, self.value_width];
-        (Output::padded(&o, &self.documents), Output::unwritten(&self.state_dims()))
+        Output::padded(&o, &self.documents)
     }
 
     /// Refuses inputs that do not fit q's and v's sizes: k, the state, and `others` of N states, each with its width.
@@ -98,6 +100,86 @@ impl Sizes {
     ) -> MatMut<'a> {
         let start = ((b * self.tokens + tokens.start) * heads + head) * width;
         unsafe { to.rows(start, tokens.len(), width, heads * width) }
+    }
+}
+
+/// A chunk of the tokens that one state reads.
+pub(super) struct Place {
+    /// Batch row, kv head, state.
+    pub b: usize,
+    pub g: usize,
+    pub n: usize,
+    /// The first of the states that share the kv head: the others add to its gradients.
+    pub first: bool,
+    pub rows: Range<usize>,
+}
+
+impl Sizes {
+    /// Takes every state from `before` over its chunks: `chunk` moves it on, and may leave the numbers that `begin`
+    /// makes room for. Returns the states after, and those before every chunk where they are to be kept.
+    pub fn forward<S: Default, K>(
+        &self,
+        before: &[f32],
+        keep: bool,
+        begin: impl Fn(usize, usize) -> K + Sync,
+        chunk: impl Fn(&mut S, &mut K, &Place, &mut [f32]) + Sync,
+    ) -> Result<(Tensor, PerState)> {
+        let (sharing, size) = (self.sharing, self.state());
+        let states = PerState::of_chunks(self, size, keep);
+        let mut after = Output::unwritten(&self.state_dims());
+        let after_at = after.pointer();
+        sharing.tasks().for_each_init(S::default, |scratch, (b, g)| {
+            for n in sharing.states_of(g) {
+                let at = (b * sharing.states + n) * size;
+                // SAFETY: state n of batch row b belongs to this task.
+                let (s, mut states) = unsafe { (after_at.slice(at, size), states.of(b, n)) };
+                s.copy_from_slice(&before[at..][..size]);
+                let mut kept = begin(b, n);
+                for Chunk { tokens, fresh } in self.documents.chunks(b, CHUNK) {
+                    if fresh {
+                        s.fill(0.0);
+                    }
+                    if keep {
+                        keep_next(&mut states, s);
+                    }
+                    let first = n == sharing.states_of(g).start;
+                    chunk(scratch, &mut kept, &Place { b, g, n, first, rows: tokens }, s);
+                }
+            }
+        });
+        Ok((after.tensor()?, states))
+    }
+
+    /// Takes every state's gradient back over its chunks: `chunk` gets the state before it and the gradient of the state
+    /// after it, and makes of this that of the state before. `begin` gets the gradient of the last state; what it returns
+    /// is `chunk`'s own on the way, and running sums that end where a document begins. Writes the first states' gradients.
+    pub fn backward<S: Default, K>(
+        &self,
+        d_after: &[f32],
+        states: &PerState,
+        d_before: OutputPointer,
+        begin: impl Fn(usize, usize, &[f32]) -> (K, Vec<f64>) + Sync,
+        chunk: impl Fn(&mut S, &mut K, &Place, &[f32], &mut [f32], &mut [f64]) + Sync,
+    ) {
+        let (sharing, size) = (self.sharing, self.state());
+        sharing.tasks().for_each_init(S::default, |scratch, (b, g)| {
+            let chunks: Vec<_> = self.documents.chunks(b, CHUNK).collect();
+            for n in sharing.states_of(g) {
+                let at = (b * sharing.states + n) * size;
+                // SAFETY: state n of batch row b belongs to this task.
+                let (states, r) = unsafe { (states.of(b, n), d_before.slice(at, size)) };
+                r.copy_from_slice(&d_after[at..][..size]);
+                let (mut kept, mut running) = begin(b, n, r);
+                for (Chunk { tokens, fresh }, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
+                    let first = n == sharing.states_of(g).start;
+                    chunk(scratch, &mut kept, &Place { b, g, n, first, rows: tokens.clone() }, s, r, &mut running);
+                    if *fresh {
+                        r.fill(0.0);
+                        running.fill(0.0);
+                    }
+                }
+            }
+        });
     }
 }
 

@@ -20,12 +20,11 @@ use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, exp, simd};
 use super::cpu::{Heads, Output, Sharing, Slice, zeroed};
 use super::operator::{Operator, apply, on_device};
-use super::recurrence::{CHUNK, PerState, Sizes, keep_next};
+use super::recurrence::{PerState, Place, Sizes};
 use super::tape::Var;
 use crate::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// One call. Its inputs are q, k, v, state, gate.
@@ -85,9 +84,9 @@ impl<'a> Views<'a> {
     }
 
     /// Takes in a chunk's gates; returns its keys and values.
-    fn enter(&self, (b, g, n): (usize, usize, usize), rows: &Range<usize>, decay: &mut Decay) -> (Mat<'_>, Mat<'_>) {
-        decay.prepare(Some(self.gate.head(b, n, rows.clone())), rows.len());
-        (self.k.head(b, g, rows.clone()), self.v.head(b, g, rows.clone()))
+    fn enter(&self, at: &Place, decay: &mut Decay) -> (Mat<'_>, Mat<'_>) {
+        decay.prepare(Some(self.gate.head(at.b, at.n, at.rows.clone())), at.rows.len());
+        (self.k.head(at.b, at.g, at.rows.clone()), self.v.head(at.b, at.g, at.rows.clone()))
     }
 }
 
@@ -97,49 +96,33 @@ impl Operator for ValueGated {
     type Kept = (PerState, [Tensor; 2]);
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
-        let Sizes { sharing, key_width, value_width, ref documents, .. } = self.0;
-        let views = Views::of(x)?;
-        let (size, heads) = (self.0.state(), sharing.heads);
-        let kept = PerState::of_chunks(&self.0, size, keep);
-        let (mut out, mut state) = self.0.outputs();
-        let (out_at, state_at) = (out.pointer(), state.pointer());
-        sharing.tasks().for_each_init(Scratch::default, |Scratch { decay, a, x, .. }, (b, g)| {
-            for n in sharing.states_of(g) {
-                let at = (b * sharing.states + n) * size;
-                // SAFETY: state n of batch row b, and the heads that read it, belong to this task.
-                let (s, mut kept) = unsafe { (state_at.slice(at, size), kept.of(b, n)) };
-                s.copy_from_slice(&views.state[at..at + size]);
-                for chunk in documents.chunks(b, CHUNK) {
-                    if chunk.fresh {
-                        s.fill(0.0);
-                    }
-                    if keep {
-                        keep_next(&mut kept, s);
-                    }
-                    let rows = &chunk.tokens;
-                    let (k, v) = views.enter((b, g, n), rows, decay);
-                    a.resize(rows.len() * rows.len(), 0.0);
-                    for h in sharing.queries_of(n) {
-                        let q = views.q.head(b, h, rows.clone());
-                        // SAFETY: as above.
-                        let mut o = unsafe { self.0.rows(out_at, heads, (b, h), rows, value_width) };
-                        o.product(1.0, q, Mat::new(s, key_width, value_width), 0.0);
-                        decay.scale_rows(&mut o);
-                        MatMut::new(a, rows.len(), rows.len()).product_in(Triangle::Output, 1.0, q, k.t(), 0.0);
-                        decay.mix(a, v, o);
-                    }
-                    decay.decay_columns(s);
-                    write(s, k, decay.to_end(v, x));
-                }
+        let Sizes { sharing, key_width, value_width, .. } = self.0;
+        let (views, heads) = (Views::of(x)?, sharing.heads);
+        let mut out = self.0.output();
+        let out_at = out.pointer();
+        let chunk = |Scratch { decay, a, x, .. }: &mut Scratch, (): &mut (), at: &Place, s: &mut [f32]| {
+            let (k, v) = views.enter(at, decay);
+            a.resize(k.rows * k.rows, 0.0);
+            for h in sharing.queries_of(at.n) {
+                let q = views.q.head(at.b, h, at.rows.clone());
+                // SAFETY: the heads that read a state belong to its task.
+                let mut o = unsafe { self.0.rows(out_at, heads, (at.b, h), &at.rows, value_width) };
+                o.product(1.0, q, Mat::new(s, key_width, value_width), 0.0);
+                decay.scale_rows(&mut o);
+                MatMut::new(a, q.rows, q.rows).product_in(Triangle::Output, 1.0, q, k.t(), 0.0);
+                decay.mix(a, v, o);
             }
-        });
-        let outputs = [out.tensor()?, state.tensor()?];
-        Ok((outputs.to_vec(), (kept, outputs)))
+            decay.decay_columns(s);
+            write(s, k, decay.to_end(v, x));
+        };
+        let (after, states) = self.0.forward(&views.state, keep, |_, _| (), chunk)?;
+        let outputs = [out.tensor()?, after];
+        Ok((outputs.to_vec(), (states, outputs)))
     }
 
     /// With R the gradient of the state after a chunk and A's gradient the decayed product of do with v:
-    /// dq = (do e^G) S^T + dA k, dk = (v e^(G_C - G)) R^T + dA^T q, dv = (k R) e^(G_C - G) + what A mixes back, dG = o do - v dv; then
-    /// R = R e^(G_C) + q^T (do e^G).
+    /// dq = (do e^G) S^T + dA k, dk = (v e^(G_C - G)) R^T + dA^T q, dv = (k R) e^(G_C - G) + what A mixes back,
+    /// dG = o do - v dv; then R = R e^(G_C) + q^T (do e^G).
     fn backward_cpu(
         &self,
         x: &[Tensor],
@@ -147,64 +130,55 @@ impl Operator for ValueGated {
         _wanted: &[bool],
         up: &[Tensor],
     ) -> Result<Vec<Output>> {
-        let Sizes { sharing, key_width: kw, value_width: vw, ref documents, .. } = self.0;
+        let Sizes { sharing, key_width: kw, value_width: vw, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
         let (d_out, d_state) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
         let (o, after) = (Heads::of(&o)?, Slice::of(&after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
-        sharing.tasks().for_each_init(Scratch::default, |scratch, (b, g)| {
-            let chunks: Vec<_> = documents.chunks(b, CHUNK).collect();
-            let Scratch { decay, a, x, dq, dk, dv, inclusive } = scratch;
-            for n in sharing.states_of(g) {
-                let first = n == sharing.states_of(g).start;
-                let state_at = (b * sharing.states + n) * size;
-                // SAFETY of every `rows`, `of` and `slice` here: heads and states of (b, g) belong to this task.
-                let states = unsafe { states.of(b, n) };
-                let mut r = d_state[state_at..][..size].to_vec();
-                let mut running = vec![0f64; vw];
-                column_terms(&mut running, &after[state_at..][..size], &r);
-                for (chunk, s) in chunks.iter().zip(states.chunks_exact(size)).rev() {
-                    let rows = &chunk.tokens;
-                    let len = rows.len();
-                    let (k, v) = views.enter((b, g, n), rows, decay);
-                    zeroed(inclusive, len * vw);
-                    for (buffer, width) in [(&mut *dq, kw), (&mut *dk, kw), (&mut *dv, vw), (&mut *a, len)] {
-                        buffer.resize(len * width, 0.0);
-                    }
-                    let r_mat = Mat::new(&r, kw, vw);
-                    MatMut::new(dk, len, kw).product(1.0, decay.to_end(v, x), r_mat.t(), 0.0);
-                    MatMut::new(dv, len, vw).product(1.0, k, r_mat, 0.0);
-                    decay.scale_end(dv, vw);
-                    decay.decay_columns(&mut r);
-                    for h in sharing.queries_of(n) {
-                        let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
-                        MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, q, k.t(), 0.0);
-                        decay.mix_backward(a, d_out, dv);
-                        let d_start = decay.from_start(Read::After, d_out, x);
-                        MatMut::new(dq, len, kw).product(1.0, d_start, Mat::new(s, kw, vw).t(), 0.0);
-                        MatMut::new(&mut r, kw, vw).product(1.0, q.t(), d_start, 1.0);
-                        decay.product(Read::After, d_out, v, a);
-                        let da = Mat::new(a, len, len);
-                        MatMut::new(dq, len, kw).product_in(Triangle::Left, 1.0, da, k, 1.0);
-                        MatMut::new(dk, len, kw).product_in(Triangle::LeftTransposed, 1.0, da.t(), q, 1.0);
-                        decay.gate_terms(inclusive, 1.0, o.head(b, h, rows.clone()), d_out);
-                        put_rows(unsafe { self.0.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
-                    }
-                    decay.gate_terms(inclusive, -1.0, v, Mat::new(dv, len, vw));
-                    let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), rows, vw) };
-                    gate_gradient(&mut running, inclusive, &[], gate);
-                    put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), rows, kw) }, dk, first);
-                    put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
-                    if chunk.fresh {
-                        r.fill(0.0);
-                        running.fill(0.0);
-                    }
+        let begin = |b, n, r: &[f32]| {
+            let mut running = vec![0f64; vw];
+            column_terms(&mut running, &after[(b * sharing.states + n) * size..][..size], r);
+            ((), running)
+        };
+        // SAFETY of every `rows` here: a state's heads, and those of its kv head, belong to one task.
+        let chunk =
+            |scratch: &mut Scratch, (): &mut (), place: &Place, s: &[f32], r: &mut [f32], running: &mut [f64]| {
+                let Scratch { decay, a, x, dq, dk, dv, inclusive } = scratch;
+                let &Place { b, g, n, first, ref rows } = place;
+                let len = rows.len();
+                let (k, v) = views.enter(place, decay);
+                zeroed(inclusive, len * vw);
+                for (buffer, width) in [(&mut *dq, kw), (&mut *dk, kw), (&mut *dv, vw), (&mut *a, len)] {
+                    buffer.resize(len * width, 0.0);
                 }
-                unsafe { at[STATE].slice(state_at, size) }.copy_from_slice(&r);
-            }
-        });
+                let r_mat = Mat::new(r, kw, vw);
+                MatMut::new(dk, len, kw).product(1.0, decay.to_end(v, x), r_mat.t(), 0.0);
+                MatMut::new(dv, len, vw).product(1.0, k, r_mat, 0.0);
+                decay.scale_end(dv, vw);
+                decay.decay_columns(r);
+                for h in sharing.queries_of(n) {
+                    let (q, d_out) = (views.q.head(b, h, rows.clone()), d_out.head(b, h, rows.clone()));
+                    MatMut::new(a, len, len).product_in(Triangle::Output, 1.0, q, k.t(), 0.0);
+                    decay.mix_backward(a, d_out, dv);
+                    let d_start = decay.from_start(Read::After, d_out, x);
+                    MatMut::new(dq, len, kw).product(1.0, d_start, Mat::new(s, kw, vw).t(), 0.0);
+                    MatMut::new(r, kw, vw).product(1.0, q.t(), d_start, 1.0);
+                    decay.product(Read::After, d_out, v, a);
+                    let da = Mat::new(a, len, len);
+                    MatMut::new(dq, len, kw).product_in(Triangle::Left, 1.0, da, k, 1.0);
+                    MatMut::new(dk, len, kw).product_in(Triangle::LeftTransposed, 1.0, da.t(), q, 1.0);
+                    decay.gate_terms(inclusive, 1.0, o.head(b, h, rows.clone()), d_out);
+                    put_rows(unsafe { self.0.rows(at[0], heads, (b, h), rows, kw) }, dq, true);
+                }
+                decay.gate_terms(inclusive, -1.0, v, Mat::new(dv, len, vw));
+                let gate = unsafe { self.0.rows(at[GATE], sharing.states, (b, n), rows, vw) };
+                gate_gradient(running, inclusive, &[], gate);
+                put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), rows, kw) }, dk, first);
+                put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
+            };
+        self.0.backward(&d_state, &states, at[STATE], begin, chunk);
         Ok(grads)
     }
 }
