@@ -18,20 +18,22 @@ pub(crate) fn shown(text: &str) -> String {
     out
 }
 
-/// The candidate most like `word`, if any is like it at all. Of equals the first.
+/// The candidate that `word` most likely stands for: a letter in three may be wrong, or one, or the end may be missing.
+/// Of equals the first.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > LONGEST {
         return None;
     }
+    let allowed = (word.chars().count() / 3).max(1);
     let word = word.to_lowercase();
-    let mut best: Option<(&str, f64)> = None;
-    for candidate in candidates.into_iter().filter(|c| c.len() <= LONGEST) {
-        let likeness = strsim::normalized_damerau_levenshtein(&word, &candidate.to_lowercase());
-        if likeness >= 0.6 && best.is_none_or(|(_, b)| likeness > b) {
-            best = Some((candidate, likeness));
-        }
-    }
-    best.map(|(candidate, _)| candidate)
+    let near = |candidate: &'a str| {
+        let lower = candidate.to_lowercase();
+        let distance = strsim::damerau_levenshtein(&word, &lower);
+        let begins = word.chars().count() >= 3 && lower.starts_with(&word);
+        (distance <= allowed || begins).then_some((distance, candidate))
+    };
+    let candidates = candidates.into_iter().filter(|candidate| candidate.len() <= LONGEST);
+    candidates.filter_map(near).min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]
@@ -42,6 +44,7 @@ mod tests {
     fn nearest_prefers_the_most_alike_and_refuses_strangers() {
         let known = ["llama", "mistral", "gpt2"];
         assert_eq!(nearest("Lama", known), Some("llama"));
+        assert_eq!(nearest("mist", known), Some("mistral"));
         assert_eq!(nearest("zebra", known), None);
         assert_eq!(nearest(&"l".repeat(100_000), known), None);
     }

@@ -26,7 +26,7 @@ pub enum Initial {
         fan_in: usize,
     },
     /// Rows orthogonal in blocks of as many as there are columns, each of the length of a Gaussian vector (FAVOR+,
-    /// arXiv 2009.14794).
+    /// arXiv 2009.14794). Such features stay as they are drawn.
     OrthogonalGaussian,
 }
 
@@ -37,7 +37,7 @@ impl std::fmt::Display for Initial {
             Initial::LastTap => f.write_str("last tap 1"),
             Initial::Identity => f.write_str("identity"),
             Initial::Kaiming { .. } => f.write_str("Kaiming-uniform"),
-            Initial::OrthogonalGaussian => f.write_str("orthogonal Gaussian"),
+            Initial::OrthogonalGaussian => f.write_str("orthogonal Gaussian, fixed"),
         }
     }
 }
@@ -49,6 +49,11 @@ pub fn generator(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
 }
 
 impl Initial {
+    /// Whether a tensor that starts so is trained.
+    pub fn learned(self) -> bool {
+        self != Initial::OrthogonalGaussian
+    }
+
     /// The tensor `name` (full name, layer included) of this shape.
     pub fn tensor(self, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
         let n: usize = shape.iter().product();

@@ -5,7 +5,8 @@
 
 use super::window::{Combine, Joined, Window, after};
 use super::{Bound, Branches, Heads, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Scale, Site, State};
-use crate::ops::linear_attention::{Entering, LinearAttention, linear_attention, linear_attention_step};
+use crate::ops::linear_attention::{LinearAttention, linear_attention};
+use crate::ops::linear_attention_step::{Entering, linear_attention_step};
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, attention_entropy, quotient};
 use crate::{Error, Result};

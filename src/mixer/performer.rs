@@ -3,8 +3,8 @@
 //! x^ = x K^-1/4, phi(x) = m^-1/2 (exp(Omega x^ - |x^|^2 / 2 - c) + 1e-4); o_t = phi(q_t) S_t / (phi(q_t).z_t + 1e-6) on q and k
 //! after RoPE. c is the maximum of its row for a query and 0 for keys, whose exponents Omega bounds: the published
 //! maximum over all keys looks ahead, and one per key does not cancel. Omega [m, K] has orthogonal rows in blocks of K,
-//! each of the length of a Gaussian vector. It is a tensor of the mixer, drawn from the seed and stored; unlike the
-//! paper's it is not drawn again, and trains where the mixer's tensors do.
+//! each of the length of a Gaussian vector. It is a tensor of the mixer, drawn from the seed, stored, and not trained;
+//! unlike the paper's it is not drawn again either.
 
 use super::kernel::{self, Kernel, Side};
 use super::{Bound, Combine, Initial, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};

@@ -107,6 +107,11 @@ impl Student {
         (0..self.mixers.len()).flat_map(of).collect()
     }
 
+    /// Names of the mixer tensors that training may change.
+    pub fn learned_tensors(&self) -> Vec<String> {
+        self.new_tensors().into_iter().filter(|(_, _, initial)| initial.learned()).map(|(name, ..)| name).collect()
+    }
+
     /// State bytes of one sequence after `context` tokens, all layers.
     pub fn state_bytes(&self, context: usize) -> usize {
         self.mixers.iter().map(|m| m.state_bytes(context)).sum()

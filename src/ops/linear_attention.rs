@@ -14,7 +14,7 @@ use super::Documents;
 use super::cpu::matrix::{Mat, MatMut, Triangle};
 use super::cpu::simd::{axpy, dot, simd, sum};
 use super::cpu::{Groups, Heads, Output, OutputPointer, Slice};
-use super::operator::{Operator, apply, on_device};
+use super::operator::{Operator, apply};
 use super::recurrence::{PerState, keep_next, take_last, take_next};
 use super::sight::{Past, Sight, Tile, placed};
 use super::tape::Var;
@@ -345,74 +345,4 @@ unsafe fn head_rows<'a>(
     let &[_, total, heads, width] = like.dims() else { unreachable!("four dimensions were checked") };
     let start = ((batch * total + tokens.start) * heads + head) * width;
     unsafe { to.rows(start, tokens.len(), width, heads * width) }
-}
-
-/// Keys that enter the state with one token.
-pub struct Entering<'a> {
-    /// [B, n, H, F]
-    pub b: &'a Tensor,
-    /// [B, n, G, V]
-    pub v: &'a Tensor,
-    /// Which of the n keys enter in each row: none where the row's token is padding.
-    pub rows: &'a [Range<usize>],
-}
-
-/// One token a row: absorbs what enters, then reads the state with `a` [B, 1, H, F]; padding reads zero. Returns
-/// numerator, denominator, state, normaliser. Beside a window, [`Past::leaving`] says what enters.
-pub fn linear_attention_step(
-    a: &Tensor,
-    entering: Option<Entering>,
-    documents: &Documents,
-    state: &Tensor,
-    normaliser: &Tensor,
-) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
-    let step = || linear_attention_step_cpu(a, entering, documents, state, normaliser);
-    on_device(CausalLinearAttention::NAME, state, step)
-}
-
-fn linear_attention_step_cpu(
-    a: &Tensor,
-    entering: Option<Entering>,
-    documents: &Documents,
-    state: &Tensor,
-    normaliser: &Tensor,
-) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
-    let (batch, heads, features, width) = state.dims4()?;
-    let (s0, z0, a) = (Slice::of(state)?, Slice::of(normaliser)?, Heads::of(a)?);
-    let entering = match entering {
-        Some(Entering { b, v, rows }) => Some((Heads::of(b)?, Heads::of(v)?, rows)),
-        None => None,
-    };
-    let (mut s, mut z) = (Output::unwritten(state.dims()), Output::unwritten(normaliser.dims()));
-    let mut num = Output::zeros(&[batch, 1, heads, width]);
-    let mut den = Output::zeros(&[batch, 1, heads]);
-    let size = features * width;
-    s.data().copy_from_slice(&s0);
-    z.data().copy_from_slice(&z0);
-    let states = s.data().par_chunks_mut(size).zip(z.data().par_chunks_mut(features));
-    let outputs = num.data().par_chunks_mut(width).zip(den.data().par_iter_mut());
-    states.zip(outputs).enumerate().for_each(|(i, ((s, z), (num, den)))| {
-        let (row, h) = (i / heads, i % heads);
-        let query = a.head(row, h, 0..1).row(0);
-        simd!(|| {
-            if let Some((b, v, rows)) = &entering {
-                let v = v.head(row, h / (heads / v.heads), rows[row].clone());
-                let b = b.head(row, h, rows[row].clone());
-                for j in 0..b.rows {
-                    for (s, b) in s.chunks_exact_mut(width).zip(b.row(j)) {
-                        axpy(s, *b, v.row(j));
-                    }
-                    axpy(z, 1.0, b.row(j));
-                }
-            }
-            if documents.row(row).is_empty() {
-                return;
-            }
-            for (s, a) in s.chunks_exact(width).zip(query) {
-                axpy(num, *a, s);
-            }
-            *den = dot(query, z);
-        });
-    });
-    Ok((num.tensor()?, den.tensor()?, s.tensor()?, z.tensor()?))
 }

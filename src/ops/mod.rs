@@ -20,6 +20,7 @@ pub mod head;
 pub mod head_linear;
 pub mod linear;
 pub mod linear_attention;
+pub mod linear_attention_step;
 pub mod map;
 pub mod mlstm;
 pub mod norm;

@@ -144,14 +144,14 @@ impl Plan {
                 }
                 StageRecipe::AttentionTransfer(transfer) => {
                     let cost = costs(recipe.data.sequence).attention_transfer(transfer, recipe.data.sequence);
-                    plan.train(recipe, stage, &student.sizes(), cost, machine);
+                    plan.train(recipe, stage, &student.learned_sizes(), cost, machine);
                 }
                 StageRecipe::Lora(lora) => {
                     let cost = costs(recipe.data.sequence).lora(lora, &spec, recipe.data.sequence);
                     let mut trained: Vec<u64> =
                         cost::adapter_tensors(lora, &spec).iter().map(|(_, shape)| elements(shape)).collect();
                     if lora.train_mixer {
-                        trained.extend(student.sizes());
+                        trained.extend(student.learned_sizes());
                     }
                     plan.train(recipe, stage, &trained, cost, machine);
                 }

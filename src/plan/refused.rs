@@ -19,7 +19,7 @@ pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced:
         if let Some(what) = unlike.filter(|_| transfer.loss.weights > 0.0) {
             all.push((format!("stage.{index}.loss.weights"), what.into(), NO_WEIGHTS.into()));
         }
-        if !replaced.is_empty() && outline.new_tensors().is_empty() {
+        if !replaced.is_empty() && outline.learned_tensors().is_empty() {
             let what = format!("`{}` adds nothing that attention transfer could train", recipe.student.mixer);
             all.push((format!("stage.{index}.kind"), what, remedy(recipe)));
         }

@@ -36,12 +36,19 @@ pub struct NewTensor {
     pub shape: Vec<usize>,
     /// How it starts, for people.
     pub initial: String,
+    /// Whether training changes it.
+    pub learned: bool,
 }
 
 impl StudentPlan {
     /// Elements of every new tensor.
     pub(super) fn sizes(&self) -> Vec<u64> {
         self.tensors.iter().map(|tensor| elements(&tensor.shape)).collect()
+    }
+
+    /// Elements of those that training changes.
+    pub(super) fn learned_sizes(&self) -> Vec<u64> {
+        self.tensors.iter().filter(|tensor| tensor.learned).map(|tensor| elements(&tensor.shape)).collect()
     }
 }
 
@@ -72,6 +79,7 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
             layer,
             shape: tensor.shape,
             initial: tensor.initial.to_string(),
+            learned: tensor.initial.learned(),
         })
     };
     let plan = StudentPlan {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sink::{list, nearest};
+use super::sink::list;
+use crate::checkpoint::nearest;
 use crate::error::{Error, Result};
 
 /// Name and text of each embedded recipe.

@@ -1,6 +1,7 @@
 //! Collects mistakes while the recipe is read, and turns byte places into lines and columns.
 
 use super::node::Place;
+use crate::checkpoint::nearest;
 use crate::error::Mistake;
 
 /// Mistakes found so far.
@@ -91,20 +92,6 @@ pub(super) fn shortened(text: &str) -> String {
         Some((cut, _)) => format!("{}…", &clean[..cut]),
         None => clean,
     }
-}
-
-/// The candidate that `word` most likely stands for.
-pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    if word.chars().count() > 60 {
-        return None;
-    }
-    let allowed = (word.chars().count() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(distance, _)| *distance <= allowed)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
 }
 
 /// "did you mean ...?" when something is near, and always what there is.

@@ -10,7 +10,8 @@ use serde_json::{Map, Value as Json, json};
 use super::kinds::Kind;
 use super::node::{Node, Place, Value};
 use super::schema;
-use super::sink::{Sink, list, nearest, shortened, suggestion};
+use super::sink::{Sink, list, shortened, suggestion};
+use crate::checkpoint::nearest;
 
 pub(super) struct Table<'a> {
     /// Dotted, as `--set` takes it; empty for the whole recipe.

@@ -17,9 +17,9 @@ pub struct AttentionTransfer<'a> {
 }
 
 impl AttentionTransfer<'_> {
-    /// All tensors of the mixers.
+    /// The mixers' tensors.
     pub fn trained(student: &Student, weight_decay: f64) -> Vec<Group> {
-        let names = student.new_tensors().into_iter().map(|(name, ..)| name).collect();
+        let names = student.learned_tensors();
         vec![Group { names, lr_scale: 1.0, weight_decay }]
     }
 

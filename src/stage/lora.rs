@@ -32,8 +32,7 @@ impl<'a> Lora<'a> {
         let adapters = (0..spec.layers).flat_map(|l| adapter.tensors(spec, l)).map(|(name, ..)| name).collect();
         let mut groups = vec![Group { names: adapters, lr_scale: 1.0, weight_decay }];
         if train_mixer {
-            let names = student.new_tensors().into_iter().map(|(name, ..)| name).collect();
-            groups.push(Group { names, lr_scale: 1.0, weight_decay });
+            groups.push(Group { names: student.learned_tensors(), lr_scale: 1.0, weight_decay });
         }
         groups
     }

@@ -3,7 +3,8 @@
 
 use super::*;
 use ops::attention::{attention, attention_step};
-use ops::linear_attention::{Entering, linear_attention, linear_attention_step};
+use ops::linear_attention::linear_attention;
+use ops::linear_attention_step::{Entering, linear_attention_step};
 use ops::short_convolution::short_convolution;
 
 const TOKENS: usize = 150;
