@@ -3,10 +3,11 @@
 //! o_t = phi_q(q_t) S_t / (phi_q(q_t).z_t + eps) with S, z the sums over keys of phi_k(k) v^T and phi_k(k); beside a window
 //! under one joint normaliser, or blended with it.
 
-use super::window::{Combine, Joined, Window, after};
-use super::{Bound, Branches, Heads, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Scale, Site, State};
+use super::window::{Combine, FACTOR, Joined, Window, after};
+use super::{Bound, Branches, Heads, How, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Per, Scale, Site, State};
 use crate::ops::linear_attention::{LinearAttention, linear_attention};
 use crate::ops::linear_attention_step::{Entering, linear_attention_step};
+use crate::ops::map::{Map, map};
 use crate::ops::sight::{Past, Sight};
 use crate::ops::{Var, attention_entropy, quotient};
 use crate::{Error, Result};
@@ -82,6 +83,13 @@ impl KernelMixer {
         self.window.filter(|w| w.combine == Combine::Joint).map(|w| w.sight())
     }
 
+    /// What a joint normaliser multiplies the window by. Features whose size says nothing, as the mechanism has a scale
+    /// of its own, may need any weight; normalised ones have LoLCATs' sigmoid.
+    fn gamma(&self, bound: &Bound) -> Result<Var> {
+        let link = if self.kernel.scale() == Scale::Absent { Map::Sigmoid } else { Map::Exp };
+        map(bound.get(FACTOR)?, link)
+    }
+
     /// What the maps take, of q and of k.
     fn mapped<'a>(&self, heads: &'a Heads) -> Result<(&'a Var, &'a Var)> {
         let (q, k) = heads.rotated()?;
@@ -129,7 +137,7 @@ impl KernelMixer {
     ) -> Result<Var> {
         match (window, linear, self.window) {
             (Some(w), Some(l), Some(window)) => match window.combine {
-                Combine::Joint => quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), bound.get("window_factor")?),
+                Combine::Joint => quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), &self.gamma(bound)?),
                 _ => {
                     let w = quotient::quotient(&w.0, &w.1, 0.0)?;
                     window.blend(&w, &self.alone(&l, bound)?, bound)
@@ -252,9 +260,10 @@ impl Mixer for KernelMixer {
             return Err(Error::usage(what, NO_WEIGHTS));
         }
         let window = match self.window {
-            Some(w) => Some((w.size, bound.get("window_factor")?)),
+            Some(w) => Some((w.size, self.gamma(bound)?)),
             None => None,
         };
+        let window = window.as_ref().map(|(size, gamma)| (*size, gamma));
         let joined = Joined::of(heads, None)?;
         let features = self.features(heads, None, bound)?;
         let linear = self.linear(heads, &features, &joined, None)?;
@@ -279,7 +288,10 @@ impl Mixer for KernelMixer {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        self.kernel.knobs()
+        // The window's weight first, since with a poor one no map looks better than another, and again with the maps set.
+        let values = &[-7.0, -4.6, -2.3, 0.0, 2.3, 4.6, 7.0, 9.2, 11.5];
+        let weight = self.beside().map(|_| Knob { tensor: FACTOR, per: Per::Head, values, how: How::Set });
+        weight.into_iter().chain(self.kernel.knobs()).chain(weight).collect()
     }
 
     fn scale(&self) -> Scale {

@@ -7,8 +7,10 @@ use crate::ops::sight::{Past, Sight, Span};
 use crate::ops::{Var, attention, blend};
 use candle_core::{DType, Device, Tensor};
 
-/// LoLCATs' start of the window factor: sigmoid(-2.197) = 0.1.
-const WINDOW_FACTOR: f32 = -2.197_224_6;
+/// The tensor that weighs a window under a joint normaliser.
+pub(super) const FACTOR: &str = "window_factor";
+/// LoLCATs' start of it: sigmoid(-2.197) = 0.1.
+const START: f32 = -2.197_224_6;
 
 /// A softmax window beside the linear branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,7 +60,7 @@ impl Window {
 
     pub(super) fn tensors(&self, site: &Site) -> Option<NewTensor> {
         let (name, start) = match self.combine {
-            Combine::Joint => ("window_factor", WINDOW_FACTOR),
+            Combine::Joint => (FACTOR, START),
             Combine::Learned => ("window_share", 0.0),
             Combine::Fixed => return None,
         };

@@ -7,7 +7,7 @@
 //! tile at a time; loss and gradient come from the same pass.
 
 use super::Documents;
-use super::cpu::simd::{exp, exp_minus, max, sigmoid, simd, sum};
+use super::cpu::simd::{exp, exp_minus, max, simd, sum};
 use super::cpu::{Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record1};
 use crate::Result;
@@ -20,7 +20,7 @@ const TILE: usize = 64;
 const FLOOR: f32 = 1e-12;
 
 /// `q` [B, T, H, K], `k` [B, T, G, K] (teacher's, no gradient), features `a`, `b` [B, T, H, F], and `window`: its length
-/// and `factor` `[H]` with gamma = sigmoid(factor). `None`: features alone, over all keys.
+/// and gamma `[H]`. `None`: features alone, over all keys.
 pub fn attention_entropy(
     q: &Tensor,
     k: &Tensor,
@@ -35,8 +35,8 @@ pub fn attention_entropy(
     let (av, bv) = (a.value().clone(), b.value().clone());
     let (a_heads, b_heads) = (Heads::of(&av)?, Heads::of(&bv)?);
     let none = Var::constant(Tensor::zeros(heads, candle_core::DType::F32, &Device::Cpu)?);
-    let (length, factor) = window.map_or((0, &none), |(w, f)| (w, f));
-    let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();
+    let (length, weight) = window.unwrap_or((0, &none));
+    let gamma = Slice::of(weight.value())?;
     let group = heads / ks.heads;
     let (mut da, mut db) = (Output::zeros(av.dims()), Output::zeros(bv.dims()));
     let (da_at, db_at) = (da.pointer(), db.pointer());
@@ -82,15 +82,11 @@ pub fn attention_entropy(
     let counted: usize = (0..batch).flat_map(|i| documents.row(i)).map(|d| d.len()).sum();
     let n = (counted * heads).max(1) as f64;
     let total: f64 = parts.iter().map(|p| p.0).sum();
-    let d_factor: Vec<f32> = (0..heads)
-        .map(|h| {
-            let d: f64 = (0..batch).map(|i| parts[i * heads + h].1).sum();
-            (d * f64::from(gamma[h] * (1.0 - gamma[h]))) as f32
-        })
-        .collect();
+    let d_gamma: Vec<f32> =
+        (0..heads).map(|h| (0..batch).map(|i| parts[i * heads + h].1).sum::<f64>() as f32).collect();
     let loss = Tensor::new((total / n) as f32, &Device::Cpu)?;
-    let grads = [da.tensor()?, db.tensor()?, Tensor::from_vec(d_factor, heads, &Device::Cpu)?];
-    record1(&[a, b, factor], loss, move |g| {
+    let grads = [da.tensor()?, db.tensor()?, Tensor::from_vec(d_gamma, heads, &Device::Cpu)?];
+    record1(&[a, b, weight], loss, move |g| {
         let scale = f64::from(g.to_scalar::<f32>()?) / n;
         grads.into_iter().map(|d| Ok(Some((d * scale)?))).collect()
     })

@@ -1,10 +1,9 @@
 //! From numerators and denominators to an output: o = (gamma num_w + num_l) / (gamma den_w + den_l + eps).
 //!
-//! gamma = sigmoid(factor) weighs a softmax window against a linear branch under one joint normaliser (LoLCATs,
-//! arXiv 2410.10254). With one branch it is that branch's own quotient. Where the denominator is zero, as in padding,
+//! gamma weighs a softmax window against a linear branch under one joint normaliser (LoLCATs, arXiv 2410.10254). With one branch it is that branch's own quotient. Where the denominator is zero, as in padding,
 //! so is the output, and no gradient passes.
 
-use super::cpu::simd::{dot, sigmoid, simd};
+use super::cpu::simd::{dot, simd};
 use super::cpu::{Output, Slice};
 use super::tape::{Var, record1};
 use crate::Result;
@@ -47,14 +46,13 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
     })
 }
 
-/// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `factor` `[H]`.
-pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) -> Result<Var> {
+/// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `gamma` `[H]`.
+pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), gamma: &Var) -> Result<Var> {
     let (batch, tokens, heads, width) = window.0.value().dims4()?;
-    let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();
-    let values = [window.0, window.1, linear.0, linear.1].map(|v| v.value().clone());
+    let values = [window.0, window.1, linear.0, linear.1, gamma].map(|v| v.value().clone());
     let o = {
-        let [nw, dw, nl, dl] = [&values[0], &values[1], &values[2], &values[3]].map(Slice::of);
-        let (nw, dw, nl, dl) = (nw?, dw?, nl?, dl?);
+        let [nw, dw, nl, dl, gamma] = [0, 1, 2, 3, 4].map(|i| Slice::of(&values[i]));
+        let (nw, dw, nl, dl, gamma) = (nw?, dw?, nl?, dl?, gamma?);
         let mut o = Output::unwritten(values[0].dims());
         o.data().par_chunks_mut(heads * width).enumerate().with_min_len(64).for_each(|(row, o)| {
             simd!(|| {
@@ -71,11 +69,11 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         o.tensor()?
     };
     let o_value = o.clone();
-    let wanted = [window.0.tracked(), window.1.tracked(), linear.0.tracked(), linear.1.tracked(), factor.tracked()];
-    let inputs = [window.0, window.1, linear.0, linear.1, factor];
+    let wanted = [window.0.tracked(), window.1.tracked()];
+    let inputs = [window.0, window.1, linear.0, linear.1, gamma];
     record1(&inputs, o, move |g| {
-        let [nw, dw, dl] = [&values[0], &values[1], &values[3]].map(Slice::of);
-        let (nw, dw, dl) = (nw?, dw?, dl?);
+        let [nw, dw, dl, gamma] = [0, 1, 3, 4].map(|i| Slice::of(&values[i]));
+        let (nw, dw, dl, gamma) = (nw?, dw?, dl?, gamma?);
         let (os, gs) = (Slice::of(&o_value)?, Slice::of(&g)?);
         // g over the joint denominator is the gradient of the linear numerator; the others are multiples of it.
         let (mut d_num, mut d_den) = (Output::unwritten(o_value.dims()), Output::unwritten(values[1].dims()));
@@ -96,20 +94,19 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
                 });
             },
         );
-        let mut d_factor = vec![0.0f64; heads];
+        let mut total = vec![0.0f64; heads];
         for row in d_gamma.data().chunks_exact(heads) {
-            for (sum, d) in d_factor.iter_mut().zip(row) {
+            for (sum, d) in total.iter_mut().zip(row) {
                 *sum += f64::from(*d);
             }
         }
-        let d_factor: Vec<f32> =
-            d_factor.iter().zip(&gamma).map(|(d, g)| (d * f64::from(g * (1.0 - g))) as f32).collect();
+        let d_gamma: Vec<f32> = total.into_iter().map(|d| d as f32).collect();
         let (d_num, d_den) = (d_num.tensor()?, d_den.tensor()?);
         let by_gamma = |x: &Tensor, width: usize| -> Result<Tensor> {
             let xs = Slice::of(x)?;
             let mut y = Output::unwritten(x.dims());
             y.data().par_chunks_mut(heads * width).zip(xs.par_chunks(heads * width)).for_each(|(y, x)| {
-                for ((y, x), gamma) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(&gamma) {
+                for ((y, x), gamma) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(gamma.iter()) {
                     y.iter_mut().zip(x).for_each(|(y, x)| *y = gamma * x);
                 }
             });
@@ -117,7 +114,7 @@ pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), factor: &Var) 
         };
         let dw_num = if wanted[0] { Some(by_gamma(&d_num, width)?) } else { None };
         let dw_den = if wanted[1] { Some(by_gamma(&d_den, 1)?) } else { None };
-        let d_factor = Tensor::from_vec(d_factor, heads, &candle_core::Device::Cpu)?;
-        Ok(vec![dw_num, dw_den, Some(d_num), Some(d_den), Some(d_factor)])
+        let d_gamma = Tensor::from_vec(d_gamma, heads, &candle_core::Device::Cpu)?;
+        Ok(vec![dw_num, dw_den, Some(d_num), Some(d_den), Some(d_gamma)])
     })
 }

@@ -182,11 +182,10 @@ pub fn short_convolution(
     Ok([Tensor::stack(&ys, 0)?, tail])
 }
 
-/// (gamma num_w + num_l) / (gamma den_w + den_l), gamma = sigmoid(factor).
-pub fn joint_quotient(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, factor: &Tensor) -> Result<Tensor> {
-    let gamma = candle_nn::ops::sigmoid(factor)?;
+/// (gamma num_w + num_l) / (gamma den_w + den_l).
+pub fn joint_quotient(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, gamma: &Tensor) -> Result<Tensor> {
     let num = (nw.broadcast_mul(&gamma.unsqueeze(1)?)? + nl)?;
-    num.broadcast_div(&(dw.broadcast_mul(&gamma)? + dl)?.unsqueeze(D::Minus1)?)
+    num.broadcast_div(&(dw.broadcast_mul(gamma)? + dl)?.unsqueeze(D::Minus1)?)
 }
 
 /// The one recurrence behind all gated operators, token by token and document by document:

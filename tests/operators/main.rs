@@ -196,7 +196,7 @@ fn quotients() {
     );
     compare(
         "joint quotient",
-        &[num(1), den(2), num(3), den(4), random(5, &[h], 2.0)],
+        &[num(1), den(2), num(3), den(4), (random(5, &[h], 2.0).abs().unwrap() + 0.1).unwrap()],
         |x| Ok(vec![ops::quotient::joint_quotient((&x[0], &x[1]), (&x[2], &x[3]), &x[4])?]),
         |x| Ok(vec![reference::joint_quotient(&x[0], &x[1], &x[2], &x[3], &x[4])?]),
         TOLERANCE,
@@ -210,15 +210,15 @@ fn quotients_of_padding() {
     let tape = ops::Tape::new();
     let [nw, nl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1, 3])));
     let [dw, dl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1])));
-    let factor = tape.leaf(zero(&[1]));
+    let gamma = tape.leaf(random(2, &[1], 1.0));
     let single = ops::quotient::quotient(&nw, &dw, 0.0).unwrap();
-    let joint = ops::quotient::joint_quotient((&nw, &dw), (&nl, &dl), &factor).unwrap();
+    let joint = ops::quotient::joint_quotient((&nw, &dw), (&nl, &dl), &gamma).unwrap();
     let up = random(1, &[1, 2, 1, 3], 1.0);
     let mut grads = tape.backward(vec![(&single, up.clone()), (&joint, up)]).unwrap();
     for x in [&single, &joint] {
         assert_eq!(common::largest(x.value(), &zero(&[1, 2, 1, 3])), 0.0);
     }
-    for x in [&nw, &nl, &dw, &dl, &factor] {
+    for x in [&nw, &nl, &dw, &dl, &gamma] {
         assert_eq!(common::largest(&grads.take(x).unwrap(), &x.value().zeros_like().unwrap()), 0.0);
     }
 }
