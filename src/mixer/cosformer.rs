@@ -35,7 +35,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let length = options.integer("length", 4096);
         let mixer = Cosformer { site, length, scale: Scale::added(options.flag("output_scale")) };

@@ -42,7 +42,7 @@ pub const REGISTRATION: Registration = Registration {
         Convolutions::option("true"),
         Finish::GATE,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let convolution = options.flag("convolution");
         let mixer = DeltaProduct {

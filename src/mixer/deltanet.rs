@@ -32,7 +32,7 @@ pub const DELTANET: Registration = Registration {
         Convolutions::option("true"),
         OptionSpec { default: "false", ..Finish::GATE },
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| build(false, options, site, window),
 };
 
@@ -44,7 +44,7 @@ pub const GATED: Registration = Registration {
     rope: false,
     seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[delta::NEGATIVE_EIGENVALUES, Convolutions::option("true"), Finish::GATE],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| build(true, options, site, window),
 };
 

@@ -29,7 +29,7 @@ pub const REGISTRATION: Registration = Registration {
     rope: false,
     seeding: "sigmoids of q and k",
     options: &[Scale::OPTION],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let mixer = Flowformer { site, scale: Scale::added(options.flag("output_scale")) };
         Ok(recurrent::mixer(mixer, site, window))

@@ -37,7 +37,7 @@ pub const REGISTRATION: Registration = Registration {
         Convolutions::option("false"),
         Finish::GATE,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let gla = Gla {
             site,

@@ -43,7 +43,7 @@ pub const REGISTRATION: Registration = Registration {
         default: "null",
         help: "slots of each kv head (default: the head width, as flash-linear-attention; the paper: 64)",
     }],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let gsa = SlotAttention { site, slots: options.integer("slots", site.width) };
         Ok(recurrent::mixer(gsa, site, window))

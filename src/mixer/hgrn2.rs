@@ -36,7 +36,7 @@ pub const REGISTRATION: Registration = Registration {
         default: "true",
         help: "a learned lower bound of the decay in every layer but the first, l / L at the start",
     }],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let hgrn2 = Hgrn2 { site, bounded: options.flag("lower_bound") && site.layer > 0 };
         Ok(recurrent::mixer(hgrn2, site, window))

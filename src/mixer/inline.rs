@@ -28,7 +28,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let (rope, scale) = (options.flag("rope"), Scale::added(options.flag("output_scale")));
         Ok(recurrent::mixer(InLine { site, rope, scale }, site, window))

@@ -48,7 +48,7 @@ pub const REGISTRATION: Registration = Registration {
             ..Finish::GATE
         },
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let rank = options.integer("gate_rank", site.width);
         let mixer = Kda {

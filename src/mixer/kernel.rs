@@ -4,7 +4,7 @@
 //! under one joint normaliser, or blended with it.
 
 use super::window::{Combine, FACTOR, Joined, Window, after};
-use super::{Bound, Branches, Heads, How, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Per, Scale, Site, State};
+use super::{Bound, Branches, Heads, Knob, Misfit, Mixer, NO_WEIGHTS, NewTensor, Scale, Site, State};
 use crate::ops::linear_attention::{LinearAttention, linear_attention};
 use crate::ops::linear_attention_step::{Entering, linear_attention_step};
 use crate::ops::map::{Map, map};
@@ -288,10 +288,7 @@ impl Mixer for KernelMixer {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        // The window's weight first, since with a poor one no map looks better than another, and again with the maps set.
-        let values = &[-7.0, -4.6, -2.3, 0.0, 2.3, 4.6, 7.0, 9.2, 11.5];
-        let weight = self.beside().map(|_| Knob { tensor: FACTOR, per: Per::Head, values, how: How::Set });
-        weight.into_iter().chain(self.kernel.knobs()).chain(weight).collect()
+        Window::knobs(self.window, self.kernel.knobs())
     }
 
     fn scale(&self) -> Scale {

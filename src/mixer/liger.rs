@@ -63,6 +63,7 @@ const fn registration(
         rope: false,
         seeding,
         options: &[Scale::OPTION],
+        // Half and half is the paper's; elsewhere the default is the one that calibration can set.
         combine: &[Combine::Fixed, Combine::Learned],
         build,
     }

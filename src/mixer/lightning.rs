@@ -54,7 +54,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let lightning = Lightning {
             site,

@@ -33,7 +33,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let (rope, scale) = (options.flag("rope"), Scale::added(options.flag("output_scale")));
         Ok(recurrent::mixer(Mala { site, rope, scale }, site, window))

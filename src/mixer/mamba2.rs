@@ -35,7 +35,7 @@ pub const REGISTRATION: Registration = Registration {
     rope: false,
     seeding: "C <- q, B <- k, x <- v, through short convolutions",
     options: &[Convolutions::option("true")],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let convolutions = Convolutions::new(site, options.flag("convolution")).biased();
         Ok(recurrent::mixer(Mamba2 { site, convolutions }, site, window))

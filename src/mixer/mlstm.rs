@@ -47,7 +47,7 @@ pub const REGISTRATION: Registration = Registration {
         help: "what gates are made of: the layer's input, softly capped at 15, with an output gate (xLSTM 7B), or q, k \
                and v side by side (the first xLSTM)",
     }],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let mixer = Mlstm { site, of_input: options.word("gates") == "input" };
         Ok(recurrent::mixer(mixer, site, window))

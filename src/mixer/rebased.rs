@@ -28,7 +28,7 @@ pub const REGISTRATION: Registration = Registration {
     rope: true,
     seeding: "q and k through learned maps that start as their first channels",
     options: &[OptionSpec { kind: OptionKind::Integer { min: 2, max: 64 }, ..WIDTH }, Maps::SHARED, Scale::OPTION],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let columns = options.integer("feature_width", site.width.min(16));
         let maps = Maps { site, columns, shared: options.word("maps") == "shared", initial: Initial::Identity };

@@ -99,7 +99,7 @@ impl Mixer for RecurrentMixer {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        self.recurrent.knobs()
+        Window::knobs(self.window, self.recurrent.knobs())
     }
 
     fn scale(&self) -> Scale {

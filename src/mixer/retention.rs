@@ -19,7 +19,7 @@ pub const REGISTRATION: Registration = Registration {
     rope: true,
     seeding: "q, k and v as they are",
     options: &[Finish::GATE],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let retention = Retention { site, finish: Finish::new(site, options.flag("output_gate"), 1e-5) };
         Ok(recurrent::mixer(retention, site, window))

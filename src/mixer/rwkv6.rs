@@ -57,7 +57,7 @@ pub const REGISTRATION: Registration = Registration {
             help: "rank of the decay's projection (flash-linear-attention: 64)",
         },
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let mixer =
             Rwkv6 { site, mix_rank: options.integer("mix_rank", 32), decay_rank: options.integer("decay_rank", 64) };

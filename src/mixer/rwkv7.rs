@@ -60,7 +60,7 @@ pub const REGISTRATION: Registration = Registration {
             help: "mix each token with the one before it where decay, rate and gate are made (published); starts at none",
         },
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let root = (site.model_width as f64).sqrt();
         let steps = |x: f64| ((x / 32.0).round() as usize * 32).max(32);

@@ -25,7 +25,7 @@ pub const REGISTRATION: Registration = Registration {
     rope: false,
     seeding: "q, k and v through short convolutions",
     options: &[Convolutions::option("true"), Finish::GATE],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let mixer = SimpleGla {
             site,

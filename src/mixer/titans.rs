@@ -47,7 +47,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let mixer = Titans {
             site,

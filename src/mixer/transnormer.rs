@@ -34,7 +34,7 @@ pub const REGISTRATION: Registration = Registration {
         },
         Scale::OPTION,
     ],
-    combine: &[Combine::Fixed, Combine::Learned],
+    combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| {
         let block = (2 * site.layer < site.layers).then(|| options.integer("block", 64));
         let mixer = TransNormer { site, block, scale: Scale::added(options.flag("output_scale")) };

@@ -1,7 +1,7 @@
 //! The softmax window beside a mixer's linear branch: which keys it sees, what of them is kept, and how both branches
 //! become one output.
 
-use super::{Bound, Heads, Initial, NewTensor, Site, State};
+use super::{Bound, Heads, How, Initial, Knob, NewTensor, Per, Site, State};
 use crate::Result;
 use crate::ops::sight::{Past, Sight, Span};
 use crate::ops::{Var, attention, blend};
@@ -11,6 +11,13 @@ use candle_core::{DType, Device, Tensor};
 pub(super) const FACTOR: &str = "window_factor";
 /// LoLCATs' start of it: sigmoid(-2.197) = 0.1.
 const START: f32 = -2.197_224_6;
+/// The tensor that shares an output out.
+const SHARE: &str = "window_share";
+
+/// Window factors to try: from a thousandth to a hundred thousand, or to one.
+const WEIGHTS: &[f32] = &[-7.0, -4.6, -2.3, 0.0, 2.3, 4.6, 7.0, 9.2, 11.5];
+/// Window shares to try, as logits: a tenth to 98%.
+const SHARES: &[f32] = &[-2.2, -0.8, 0.0, 0.8, 1.4, 2.2, 3.0, 4.0];
 
 /// A softmax window beside the linear branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -61,10 +68,22 @@ impl Window {
     pub(super) fn tensors(&self, site: &Site) -> Option<NewTensor> {
         let (name, start) = match self.combine {
             Combine::Joint => (FACTOR, START),
-            Combine::Learned => ("window_share", 0.0),
+            Combine::Learned => (SHARE, 0.0),
             Combine::Fixed => return None,
         };
         Some(NewTensor { name, shape: vec![site.heads], initial: Initial::Constant(start) })
+    }
+
+    /// What calibration may try: the window's weight first, since with a poor one nothing of a mixer's own looks better
+    /// than another; then `own`; then the weight again.
+    pub(super) fn knobs(window: Option<Self>, own: Vec<Knob>) -> Vec<Knob> {
+        let weight = window.and_then(|w| match w.combine {
+            Combine::Joint => Some((FACTOR, WEIGHTS)),
+            Combine::Learned => Some((SHARE, SHARES)),
+            Combine::Fixed => None,
+        });
+        let weight = weight.map(|(tensor, values)| Knob { tensor, per: Per::Head, values, how: How::Set });
+        weight.into_iter().chain(own).chain(weight).collect()
     }
 
     /// Bytes of its keys and values after `context` tokens.
@@ -76,7 +95,7 @@ impl Window {
     /// Both outputs in this window's shares; not for a joint normaliser.
     pub(super) fn blend(&self, window: &Var, linear: &Var, bound: &Bound) -> Result<Var> {
         match self.combine {
-            Combine::Learned => blend::blend(window, linear, bound.get("window_share")?),
+            Combine::Learned => blend::blend(window, linear, bound.get(SHARE)?),
             // A factor of 0 is a share of one half.
             _ => blend::blend(window, linear, &Tensor::zeros(window.value().dim(2)?, DType::F32, &Device::Cpu)?.into()),
         }
