@@ -86,8 +86,12 @@ impl KernelMixer {
     /// What a joint normaliser multiplies the window by. Features whose size says nothing, as the mechanism has a scale
     /// of its own, may need any weight; normalised ones have LoLCATs' sigmoid.
     fn gamma(&self, bound: &Bound) -> Result<Var> {
-        let link = if self.kernel.scale() == Scale::Absent { Map::Sigmoid } else { Map::Exp };
-        map(bound.get(FACTOR)?, link)
+        let factor = bound.get(FACTOR)?;
+        match self.kernel.scale() {
+            Scale::Absent => map(factor, Map::Sigmoid),
+            // Far enough for every size, and never an infinity.
+            _ => map(&map(factor, Map::Clamp { min: -30.0, max: 30.0 })?, Map::Exp),
+        }
     }
 
     /// What the maps take, of q and of k.
