@@ -11,7 +11,7 @@ use subquad::ops::Tape;
 
 fn build(sizes: Site, half: usize, window: Option<usize>) -> Box<dyn Mixer> {
     let registration = mixer::find("hedgehog").unwrap();
-    let given = serde_json::json!({ "feature_width": half });
+    let given = serde_json::json!({ "feature_width": half, "output_scale": false });
     let options = Options::new(registration.options, given.as_object().unwrap()).unwrap();
     (registration.build)(&options, sizes, window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }))
         .unwrap()

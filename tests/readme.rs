@@ -26,7 +26,8 @@ fn recipes_are_valid() {
 fn named_files_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let words = README.split(|c: char| c.is_whitespace() || "`():".contains(c));
-    let files = words.filter(|w| ["recipes/", "scripts/", "assets/", "tests/"].iter().any(|f| w.starts_with(f)));
+    let files =
+        words.filter(|w| ["recipes/", "scripts/", "assets/", "tests/", "docs/"].iter().any(|f| w.starts_with(f)));
     for file in files {
         assert!(root.join(file).exists(), "{file}");
     }

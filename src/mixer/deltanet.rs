@@ -98,8 +98,8 @@ impl Recurrent for DeltaNet {
         if self.decays {
             return vec![delta::DECAY_KNOB, delta::BETA_KNOB];
         }
-        // Without a decay, small writes are the only long average: beta of 0.01 to 0.95.
-        let values = &[-4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
+        // Without a decay, small writes are the only long average: beta of 0.001 to 0.95.
+        let values = &[-7.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
         vec![Knob { tensor: "beta_bias", per: Per::Head, values, how: How::Set }]
     }
 

@@ -41,6 +41,11 @@ pub const REGISTRATION: Registration = Registration {
             help: "how maps start: a (rectangular) identity, which LoLCATs' published commands select, or \
                    Kaiming-uniform",
         },
+        OptionSpec {
+            help: "a learned scale per head on the output, which calibration sets; false: the published form, which has \
+                   none; never beside a window under a joint normaliser (LoLCATs)",
+            ..Scale::OPTION
+        },
     ],
     combine: Combine::ALL,
     build: |options, site, window| {
@@ -48,6 +53,7 @@ pub const REGISTRATION: Registration = Registration {
             site,
             half: options.integer("feature_width", site.width),
             identity: options.word("init") == "identity",
+            scale: Scale::added(options.flag("output_scale")),
         };
         Ok(kernel::mixer(kernel, site, window))
     },
@@ -58,6 +64,7 @@ struct Hedgehog {
     /// Columns of a map; a head has twice as many features.
     half: usize,
     identity: bool,
+    scale: Scale,
 }
 
 impl Kernel for Hedgehog {
@@ -83,7 +90,11 @@ impl Kernel for Hedgehog {
     }
 
     fn scale(&self) -> Scale {
-        Scale::Absent
+        self.scale
+    }
+
+    fn unit_features(&self) -> bool {
+        true
     }
 
     fn eps(&self) -> f32 {

@@ -17,6 +17,8 @@ pub struct NewTensor {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Initial {
     Constant(f32),
+    /// The same, and training leaves it so: a constant of the mechanism that calibration may set.
+    Fixed(f32),
     /// Ones on the diagonal of the last two dimensions.
     Identity,
     /// 1 in the last column, 0 before it: a causal convolution that passes its input on.
@@ -34,6 +36,7 @@ impl std::fmt::Display for Initial {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Initial::Constant(value) => write!(f, "all {value}"),
+            Initial::Fixed(value) => write!(f, "all {value}, fixed"),
             Initial::LastTap => f.write_str("last tap 1"),
             Initial::Identity => f.write_str("identity"),
             Initial::Kaiming { .. } => f.write_str("Kaiming-uniform"),
@@ -51,14 +54,14 @@ pub fn generator(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
 impl Initial {
     /// Whether a tensor that starts so is trained.
     pub fn learned(self) -> bool {
-        self != Initial::OrthogonalGaussian
+        !matches!(self, Initial::OrthogonalGaussian | Initial::Fixed(_))
     }
 
     /// The tensor `name` (full name, layer included) of this shape.
     pub fn tensor(self, name: &str, shape: &[usize], seed: u64) -> Result<Tensor> {
         let n: usize = shape.iter().product();
         let data = match self {
-            Initial::Constant(value) => vec![value; n],
+            Initial::Constant(value) | Initial::Fixed(value) => vec![value; n],
             Initial::Identity => {
                 let (rows, cols) = (shape[shape.len() - 2], shape[shape.len() - 1]);
                 (0..n).map(|i| if i / cols % rows == i % cols { 1.0 } else { 0.0 }).collect()

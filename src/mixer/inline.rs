@@ -2,10 +2,11 @@
 //! those over an image.
 //!
 //! o_t = (s/t) q_t^T sum k v^T + (1 - s q_t.(sum k) / t) (sum v) / t, s = K^-1/2: weights are differences and sum to 1, without
-//! feature maps. The paper's convolution over the image is no part of the mixer.
+//! feature maps. Each head's q has a learned scale, 1 as published unless calibration sets it. The paper's convolution over the image is no part of the mixer.
 
 use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
+use super::scale::FeatureScale;
 use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
@@ -43,12 +44,13 @@ struct InLine {
 
 impl Recurrent for InLine {
     fn tensors(&self) -> Vec<NewTensor> {
-        vec![]
+        vec![FeatureScale::tensor(&self.site)]
     }
 
-    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let share = carry.of_positions(|t| 1.0 / (t + 1) as f64)?;
         let (q, k) = if self.rope { heads.rotated()?.clone() } else { (heads.q.clone(), heads.k.clone()) };
+        let q = FeatureScale::apply(&q, bound)?;
         let q = mul(&scale(&q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?, &share)?;
         let keys = repeat_heads(&carry.sum("k_sum", &k)?, self.site.heads)?;
         let rest = scale(&row_dot(&q, &keys)?, -1.0, 1.0)?;
@@ -58,7 +60,7 @@ impl Recurrent for InLine {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        vec![]
+        vec![FeatureScale::knob()]
     }
 
     fn scale(&self) -> Scale {

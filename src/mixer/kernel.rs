@@ -48,8 +48,13 @@ pub trait Kernel: Send + Sync {
         vec![]
     }
 
-    /// What the linear branch is multiplied by where it has a normaliser of its own.
+    /// What the linear branch is multiplied by, or the output under a joint normaliser.
     fn scale(&self) -> Scale;
+
+    /// Whether features are shares of one, so that a joint normaliser need only take from the window (LoLCATs).
+    fn unit_features(&self) -> bool {
+        false
+    }
 
     /// q [B, T, H, K] or k [B, T, G, K] -> [B, T, H, F], non-negative.
     fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var>;
@@ -83,15 +88,14 @@ impl KernelMixer {
         self.window.filter(|w| w.combine == Combine::Joint).map(|w| w.sight())
     }
 
-    /// What a joint normaliser multiplies the window by. Features whose size says nothing, as the mechanism has a scale
-    /// of its own, may need any weight; normalised ones have LoLCATs' sigmoid.
+    /// What a joint normaliser multiplies the window by: LoLCATs' sigmoid, and beside features of any size any weight.
     fn gamma(&self, bound: &Bound) -> Result<Var> {
         let factor = bound.get(FACTOR)?;
-        match self.kernel.scale() {
-            Scale::Absent => map(factor, Map::Sigmoid),
-            // Far enough for every size, and never an infinity.
-            _ => map(&map(factor, Map::Clamp { min: -30.0, max: 30.0 })?, Map::Exp),
+        if self.kernel.unit_features() {
+            return map(factor, Map::Sigmoid);
         }
+        // Far enough for every size, and never an infinity.
+        map(&map(factor, Map::Clamp { min: -30.0, max: 30.0 })?, Map::Exp)
     }
 
     /// What the maps take, of q and of k.
@@ -141,7 +145,10 @@ impl KernelMixer {
     ) -> Result<Var> {
         match (window, linear, self.window) {
             (Some(w), Some(l), Some(window)) => match window.combine {
-                Combine::Joint => quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), &self.gamma(bound)?),
+                Combine::Joint => {
+                    let joint = quotient::joint_quotient((&w.0, &w.1), (&l.0, &l.1), &self.gamma(bound)?)?;
+                    Mixer::scale(self).apply(&joint, bound)
+                }
                 _ => {
                     let w = quotient::quotient(&w.0, &w.1, 0.0)?;
                     window.blend(&w, &self.alone(&l, bound)?, bound)
@@ -296,8 +303,12 @@ impl Mixer for KernelMixer {
     }
 
     fn scale(&self) -> Scale {
-        // Under a joint normaliser the linear branch has no output of its own.
-        if self.beside().is_some() { Scale::Absent } else { self.kernel.scale() }
+        // LoLCATs' joint form has none.
+        if self.beside().is_some() && self.kernel.unit_features() { Scale::Absent } else { self.kernel.scale() }
+    }
+
+    fn share(&self) -> Option<&'static str> {
+        self.window.and_then(|w| w.share())
     }
 
     fn state_bytes(&self, context: usize) -> usize {

@@ -1,7 +1,7 @@
 //! Lightning attention (TransNormerLLM, arXiv 2307.14995; Lightning Attention-2, arXiv 2401.04658; MiniMax-01,
 //! arXiv 2501.08313).
 //!
-//! S_t = e^(-s_h) S_{t-1} + k_t v_t^T with a slope per head and layer that never changes; o_t = (q_t / sqrt K)^T S_t;
+//! S_t = e^(-s_h) S_{t-1} + k_t v_t^T with a slope per head and layer that no training changes; o_t = (q_t / sqrt K)^T S_t;
 //! RMSNorm over all heads times sigmoid(W_g x). Slopes of layer l of L, h from 0:
 //!
 //! ```text
@@ -12,7 +12,7 @@
 //! Norm and gate are MiniMax's, which also applies SiLU to q, k and v. No RoPE.
 
 use super::carry::Carry;
-use super::parts::{constant_gate, sigmoid_gate, sigmoid_gate_tensors};
+use super::parts::{ConstantGate, sigmoid_gate, sigmoid_gate_tensors};
 use super::recurrent::{self, Recurrent};
 use super::{Bound, Combine, Heads, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
@@ -58,7 +58,7 @@ pub const REGISTRATION: Registration = Registration {
     build: |options, site, window| {
         let lightning = Lightning {
             site,
-            geometric: options.word("slopes") == "geometric",
+            decay: ConstantGate::new(site.heads, |h| -slope(&site, h, options.word("slopes") == "geometric")),
             activation: options.flag("activation"),
             norm: options.flag("output_norm"),
             scale: Scale::added(options.flag("output_scale")),
@@ -69,42 +69,38 @@ pub const REGISTRATION: Registration = Registration {
 
 struct Lightning {
     site: Site,
-    geometric: bool,
+    decay: ConstantGate,
     activation: bool,
     norm: bool,
     /// Where there is no norm.
     scale: Scale,
 }
 
-impl Lightning {
-    fn decay(&self, head: usize) -> f32 {
-        let Site { heads, layer, layers, .. } = self.site;
-        let (head, heads, layer, layers) = (head as f64, heads as f64, layer as f64, layers as f64);
-        let slope = match self.geometric {
-            true => (-8.0 * (head + 1.0) / heads).exp2() * (1.0 - layer / (layers - 1.0 + 1e-5) + 1e-5),
-            false => 8.0 * head / heads * (1.0 - layer / layers),
-        };
-        -slope as f32
-    }
+fn slope(&Site { heads, layer, layers, .. }: &Site, head: usize, geometric: bool) -> f32 {
+    let (head, heads, layer, layers) = (head as f64, heads as f64, layer as f64, layers as f64);
+    let slope = match geometric {
+        true => (-8.0 * (head + 1.0) / heads).exp2() * (1.0 - layer / (layers - 1.0 + 1e-5) + 1e-5),
+        false => 8.0 * head / heads * (1.0 - layer / layers),
+    };
+    slope as f32
 }
 
 impl Recurrent for Lightning {
     fn tensors(&self) -> Vec<NewTensor> {
         let Site { heads, width, .. } = self.site;
-        if !self.norm {
-            return vec![];
+        let mut all = vec![self.decay.tensor()];
+        if self.norm {
+            all.push(NewTensor { name: NORM, shape: vec![heads, width], initial: Initial::Constant(1.0) });
+            all.extend(sigmoid_gate_tensors(&self.site));
         }
-        let mut all = vec![NewTensor { name: NORM, shape: vec![heads, width], initial: Initial::Constant(1.0) }];
-        all.extend(sigmoid_gate_tensors(&self.site));
         all
     }
 
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let active = |x: &Var| if self.activation { map(x, Map::Silu) } else { Ok(x.clone()) };
         let (q, k, v) = (active(&heads.q)?, active(&heads.k)?, active(&heads.v)?);
-        let decays: Vec<f32> = (0..self.site.heads).map(|h| self.decay(h)).collect();
         let q = scale(&q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?;
-        let o = carry.gated("s", (&q, &k, &v), Some(&constant_gate(heads, &decays)?), None)?;
+        let o = carry.gated("s", (&q, &k, &v), Some(&self.decay.run(heads, bound)?), None)?;
         if !self.norm {
             return Ok(o);
         }
@@ -112,7 +108,7 @@ impl Recurrent for Lightning {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        vec![]
+        vec![self.decay.knob()]
     }
 
     fn scale(&self) -> Scale {

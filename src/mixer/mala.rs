@@ -3,10 +3,12 @@
 //!
 //! a = elu(q) + 1, b = elu(k) + 1, s = K^-1/2, z_t = s a_t.(sum b) / t;
 //! o_t = (1 + 1 / (z_t + 1e-6)) (s / t) a'_t^T sum b' v^T - z_t (sum v) / t, with a', b' after RoPE and z of those before it.
+//! Each head's a has a learned scale, 1 as published unless calibration sets it.
 //! The paper's convolution over the image and its output gate are not parts of the mixer.
 
 use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
+use super::scale::FeatureScale;
 use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
@@ -48,13 +50,14 @@ struct Mala {
 
 impl Recurrent for Mala {
     fn tensors(&self) -> Vec<NewTensor> {
-        vec![]
+        vec![FeatureScale::tensor(&self.site)]
     }
 
-    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
         let root = 1.0 / (self.site.width as f32).sqrt();
         let share = carry.of_positions(|t| 1.0 / (t + 1) as f64)?;
-        let (a, b) = (map(&heads.q, Map::EluPlusOne)?, map(&heads.k, Map::EluPlusOne)?);
+        let a = FeatureScale::apply(&map(&heads.q, Map::EluPlusOne)?, bound)?;
+        let b = map(&heads.k, Map::EluPlusOne)?;
         let keys = repeat_heads(&carry.sum("b_sum", &b)?, self.site.heads)?;
         let magnitude = mul(&scale(&row_dot(&a, &keys)?, root, 0.0)?, &share)?;
         let mean = repeat_heads(&mul(&carry.sum("v_sum", &heads.v)?, &share)?, self.site.heads)?;
@@ -67,7 +70,7 @@ impl Recurrent for Mala {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        vec![]
+        vec![FeatureScale::knob()]
     }
 
     fn scale(&self) -> Scale {

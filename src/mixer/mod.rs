@@ -220,9 +220,14 @@ pub trait Mixer: Send + Sync {
         vec![]
     }
 
-    /// What the linear branch is multiplied by.
+    /// What the linear branch is multiplied by, or the output under a joint normaliser.
     fn scale(&self) -> Scale {
         Scale::Absent
+    }
+
+    /// The tensor `[H]` whose sigmoid is the window's share of the output, where it has a learned one.
+    fn share(&self) -> Option<&'static str> {
+        None
     }
 
     /// State bytes of one sequence after `context` tokens.

@@ -1,7 +1,7 @@
 //! Parts that gated mechanisms share: short convolutions, low-rank gates, and what comes after the core operator.
 
 use super::carry::Carry;
-use super::{Bound, Heads, Initial, NewTensor, OptionKind, OptionSpec, Site};
+use super::{Bound, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Site};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul};
@@ -94,11 +94,35 @@ impl Convolutions {
     }
 }
 
-/// A log decay that never changes, one per head: [B, T, N, 1].
-pub fn constant_gate(heads: &Heads, decays: &[f32]) -> Result<Var> {
-    let (batch, tokens) = heads.size()?;
-    let row = Tensor::from_slice(decays, (1, 1, decays.len(), 1), &Device::Cpu)?;
-    Ok(row.broadcast_as((batch, tokens, decays.len(), 1))?.contiguous()?.into())
+/// Log decays that no token and no training changes, one per head: the published ones times a time-scale, 1 unless
+/// calibration finds a better one.
+pub struct ConstantGate {
+    decays: Vec<f32>,
+}
+
+impl ConstantGate {
+    const TIME_SCALE: &'static str = "decay_scale";
+
+    pub fn new(heads: usize, log_decay: impl Fn(usize) -> f32) -> Self {
+        ConstantGate { decays: (0..heads).map(log_decay).collect() }
+    }
+
+    pub fn tensor(&self) -> NewTensor {
+        NewTensor { name: Self::TIME_SCALE, shape: vec![self.decays.len(), 1], initial: Initial::Fixed(1.0) }
+    }
+
+    pub fn knob(&self) -> Knob {
+        let values = &[0.0, 0.015, 0.06, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
+        Knob { tensor: Self::TIME_SCALE, per: Per::Head, values, how: How::Multiply }
+    }
+
+    /// [B, T, H, 1]
+    pub fn run(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
+        let (batch, tokens) = heads.size()?;
+        let row = Tensor::from_slice(&self.decays, (1, 1, self.decays.len(), 1), &Device::Cpu)?;
+        let all = row.broadcast_as((batch, tokens, self.decays.len(), 1))?.contiguous()?;
+        mul(&all.into(), bound.get(Self::TIME_SCALE)?)
+    }
 }
 
 /// A gate from the layer's input: W x + b, [B, T, N, n / N]; W starts at zero, so that only the bias counts.

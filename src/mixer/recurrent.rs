@@ -106,6 +106,10 @@ impl Mixer for RecurrentMixer {
         self.recurrent.scale()
     }
 
+    fn share(&self) -> Option<&'static str> {
+        self.window.and_then(|w| w.share())
+    }
+
     fn state_bytes(&self, context: usize) -> usize {
         4 * self.recurrent.state_size() + self.window.map_or(0, |w| w.state_bytes(&self.site, context))
     }

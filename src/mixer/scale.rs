@@ -5,7 +5,7 @@ use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::mul;
 
-/// The tensor by which a mixer's linear branch is multiplied, one number or row of numbers per head.
+/// The tensor by which a mixer's linear branch is multiplied (under a joint normaliser its output), one number or row of numbers per head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
     /// None: the published form has no such tensor and the recipe wants it so.
@@ -24,8 +24,8 @@ impl Scale {
         name: "output_scale",
         kind: OptionKind::Flag,
         default: "true",
-        help: "a learned scale per head on the linear branch, which calibration sets; false: the published form, which \
-               has none",
+        help: "a learned scale per head on the linear branch, or on the output under a joint normaliser, which calibration \
+               sets; false: the published form, which has none",
     };
 
     /// By the value of [`Scale::OPTION`].
@@ -49,6 +49,27 @@ impl Scale {
             Scale::Own(name) => Some(name),
             Scale::Added => Some(ADDED),
         }
+    }
+}
+
+/// A number per head that multiplies the features of q: how far weights are from equal ones, which no learned map of
+/// the mechanism's own can set.
+pub struct FeatureScale;
+
+impl FeatureScale {
+    const NAME: &'static str = "feature_scale";
+
+    pub fn tensor(site: &Site) -> NewTensor {
+        NewTensor { name: Self::NAME, shape: vec![site.heads, 1], initial: Initial::Constant(1.0) }
+    }
+
+    pub fn knob() -> Knob {
+        let values = &[0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.5, 3.0];
+        Knob { tensor: Self::NAME, per: Per::Head, values, how: How::Multiply }
+    }
+
+    pub fn apply(features: &Var, bound: &Bound) -> Result<Var> {
+        mul(features, bound.get(Self::NAME)?)
     }
 }
 

@@ -18,7 +18,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(x) = relu(x W + b);  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "T2R (arXiv 2103.13076)",
     rope: true,
-    seeding: "q and k through learned maps that start at random",
+    seeding: "q and k through learned maps that start as the identity",
     options: &[
         Maps::SHARED,
         OptionSpec {
@@ -35,9 +35,10 @@ pub const REGISTRATION: Registration = Registration {
         },
         OptionSpec {
             name: "init",
-            kind: OptionKind::Choice(&["kaiming", "identity"]),
-            default: "\"kaiming\"",
-            help: "how maps start: Kaiming-uniform (LoLCATs), or a (rectangular) identity",
+            kind: OptionKind::Choice(&["identity", "kaiming"]),
+            default: "\"identity\"",
+            help: "how maps start: a (rectangular) identity, as near to the teacher as relu lets it be, or \
+                   Kaiming-uniform (LoLCATs' and flash-linear-attention's default)",
         },
         Scale::OPTION,
     ],

@@ -74,6 +74,11 @@ impl Window {
         Some(NewTensor { name, shape: vec![site.heads], initial: Initial::Constant(start) })
     }
 
+    /// The tensor of [`super::Mixer::share`].
+    pub(super) fn share(&self) -> Option<&'static str> {
+        (self.combine == Combine::Learned).then_some(SHARE)
+    }
+
     /// What calibration may try: the window's weight first, since with a poor one nothing of a mixer's own looks better
     /// than another; then `own`; then the weight again.
     pub(super) fn knobs(window: Option<Self>, own: Vec<Knob>) -> Vec<Knob> {

@@ -12,6 +12,7 @@ pub static EMBEDDED: &[(&str, &str)] = &[
     ("quickstart", include_str!("../../recipes/quickstart.toml")),
     ("lolcats", include_str!("../../recipes/lolcats.toml")),
     ("gated-deltanet", include_str!("../../recipes/gated-deltanet.toml")),
+    ("mamba2", include_str!("../../recipes/mamba2.toml")),
     ("liger-gla", include_str!("../../recipes/liger-gla.toml")),
     ("sweep", include_str!("../../recipes/sweep.toml")),
 ];

@@ -44,10 +44,10 @@ fn calibrate(t: &mut Table, sequence: Option<usize>) -> Calibrate {
     }
     let rule = t.optional(
         "match",
-        Choice(vec![("error", Match::Error), ("size", Match::Size)]),
-        Match::Error,
-        "What the scale of a head is set for. `error`: the least squared error, never worse than silence. `size`: the \
-         size of the teacher's output, as published calibrations have it.",
+        Choice(vec![("size", Match::Size), ("error", Match::Error)]),
+        Match::Size,
+        "What scales are set for. `error`: the least squared error, which leaves a layer smaller than the teacher's by how \
+         far off it is. `size`: the same times one number for the layer, so that it is as large as the teacher's.",
     );
     Calibrate { tokens, rule }
 }

@@ -31,10 +31,15 @@ pub struct LayerCalibration {
 pub enum Match {
     /// The least squared error: never worse than silence, and smaller than the teacher's output by how far off it is.
     Error,
-    /// The size of the teacher's output, as published calibrations have it: of an output that has little to do with
-    /// the teacher's this makes much noise.
+    /// The size of the teacher's output, as published calibrations have it: what has least error, times one number for
+    /// the layer, so that heads with little to say stay as quiet beside the others as they are.
     Size,
 }
+
+/// Most that a layer's output is multiplied by for its size.
+const LARGEST: f64 = 16.0;
+/// Most that a window's share becomes.
+const MOST_SHARE: f64 = 0.995;
 
 type Tensors = BTreeMap<String, Tensor>;
 
@@ -96,12 +101,26 @@ impl Fit {
         (rd / dd, rr - rd * rd / dd)
     }
 
-    /// The s at which the output is as large as a target of square sum `tt`; where no s is, the best one.
-    fn as_large(&self, head: usize, tt: f64) -> f64 {
-        let (a, b, c) = (self.dd[head], 2.0 * self.od[head], self.oo[head] - tt);
-        let root = (b * b - 4.0 * a * c).sqrt();
-        let s = (root - b) / (2.0 * a);
-        if s.is_finite() && s > 0.0 { s } else { self.best(head).0.max(0.0) }
+    /// The factor of the output at which all heads together are as large as a target of square sum `tt`; 1 where there
+    /// is none. It goes to the best s, and to o_0 up to the factor that `most` allows each head.
+    fn as_large(&self, tt: f64, most: &[f64]) -> f64 {
+        let size = |f: f64| -> f64 {
+            let of_head = |h: usize| {
+                let (o, d) = (f.min(most[h]), f * self.best(h).0);
+                o * o * self.oo[h] + 2.0 * o * d * self.od[h] + d * d * self.dd[h]
+            };
+            (0..most.len()).map(of_head).sum()
+        };
+        let small = size(1.0) < tt;
+        let (mut near, mut far) = (1.0, if small { LARGEST } else { 1.0 / LARGEST });
+        if (size(far) < tt) == small {
+            return 1.0;
+        }
+        for _ in 0..50 {
+            let middle = 0.5 * (near + far);
+            *(if (size(middle) < tt) == small { &mut near } else { &mut far }) = middle;
+        }
+        near
     }
 }
 
@@ -113,14 +132,24 @@ impl Layer<'_> {
             self.turn(&knob)?;
         }
         if let Some(name) = self.mixer.scale().name() {
+            let heads = squares.len();
             let fit = self.fit()?;
-            let scale = |h: usize| match rule {
-                Match::Error => fit.best(h).0,
-                Match::Size => fit.as_large(h, squares[h]),
+            let shares = self.shares(heads)?;
+            // A window without a learned share stays as it is.
+            let most: Vec<f64> = shares.iter().map(|s| s.map_or(1.0, |s| (MOST_SHARE / s).max(1.0))).collect();
+            let factor = match rule {
+                Match::Error => 1.0,
+                Match::Size => fit.as_large(squares.iter().sum(), &most),
             };
-            let scales: Vec<f32> = (0..squares.len()).map(|h| scale(h) as f32).collect();
-            let part = |h: usize, old: f32| old * scales[h];
-            self.change(name, scales.len(), &part)?;
+            let share = |h: usize| shares[h].map(|s| (s, s * factor.min(most[h])));
+            // The linear branch has what the window leaves.
+            let left = |h: usize| share(h).map_or(1.0, |(old, new)| (1.0 - old) / (1.0 - new));
+            let scales: Vec<f32> = (0..heads).map(|h| (factor * left(h) * fit.best(h).0) as f32).collect();
+            self.change(name, heads, &|h, old| old * scales[h])?;
+            if let Some(name) = self.mixer.share() {
+                let logit = |p: f64| (p / (1.0 - p)).ln() as f32;
+                self.change(name, heads, &|h, old| share(h).map_or(old, |(_, new)| logit(new)))?;
+            }
         }
         let (error_after, size_after) = self.distance(&squares)?;
         Ok(LayerCalibration { layer, error_before, error_after, size_before, size_after })
@@ -138,6 +167,13 @@ impl Layer<'_> {
         let total = |x: &Tensor| -> Result<f64> { Ok(head_products(x, x)?.iter().sum()) };
         let all: f64 = squares.iter().sum();
         Ok((total(&error)? / all, (total(&output)? / all).sqrt()))
+    }
+
+    /// The window's share of every head's output, where it is a learned one.
+    fn shares(&self, heads: usize) -> Result<Vec<Option<f64>>> {
+        let Some(name) = self.mixer.share() else { return Ok(vec![None; heads]) };
+        let logits = self.tensors[name].to_vec1::<f32>()?;
+        Ok(logits.into_iter().map(|x| Some(1.0 / (1.0 + f64::from(-x).exp()))).collect())
     }
 
     fn fit(&self) -> Result<Fit> {

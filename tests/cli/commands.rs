@@ -106,8 +106,8 @@ fn mixers_and_recipes() {
     t.refused("a model that is not there", &["mixers", "--for", "builtin:stories"]);
     let hedgehog = json(&t, &["mixers", "hedgehog", "--json"]);
     assert_eq!(hedgehog["options"][0]["name"], "feature_width");
-    // Two maps of [32, 64, 64]; sums of 128 features by 64 values and one.
-    assert_eq!(hedgehog["added_parameters"]["most"], 2 * 32 * 64 * 64);
+    // Two maps of [32, 64, 64], a scale of each head; sums of 128 features by 64 values and one.
+    assert_eq!(hedgehog["added_parameters"]["most"], 2 * 32 * 64 * 64 + 32);
     assert_eq!(hedgehog["state_bytes_per_head"]["least"], 4 * 128 * 65);
     let all = json(&t, &["mixers", "--json", "--for", "builtin:books-llama-7m"]);
     let all = all.as_array().unwrap();

@@ -88,7 +88,7 @@ fn config_describes_the_student() {
         "layer_types": ["full_attention", "hybrid_sliding", "hybrid_sliding", "hybrid_sliding", "full_attention"],
         "subquad": {
             "format": 1, "teacher_model_type": "llama", "teacher": NAME, "mixer": "hedgehog",
-            "options": { "feature_width": null, "init": "identity" },
+            "options": { "feature_width": null, "init": "identity", "output_scale": true },
             "window": { "size": 16, "combine": "joint" }, "softmax_layers": [0, 4]
         }
     });

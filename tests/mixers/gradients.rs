@@ -31,7 +31,7 @@ fn are_those_of_differences(case: &Case, site: Site) {
         let direction = random(7, value.dims(), 1.0);
         let along = inner(&gradient, &direction);
         let size = inner(&gradient, &gradient).sqrt() * (direction.elem_count() as f64).sqrt();
-        assert!(size > 1e-6, "{}: the gradient of {name} is zero", case.what);
+        assert!(size > 1e-6 || case.fixed(&name), "{}: the gradient of {name} is zero", case.what);
         let h = 1e-3;
         let mut at = |sign: f64| {
             named[i].1 = (&value + (&direction * (sign * h)).unwrap()).unwrap();

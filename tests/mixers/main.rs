@@ -122,6 +122,11 @@ impl Case {
         assert_eq!(state.bytes(), batch * self.mixer.state_bytes(tokens), "{}: state_bytes tells the truth", self.what);
     }
 
+    /// Whether `name` is a tensor of the mixer that training leaves as it is.
+    fn fixed(&self, name: &str) -> bool {
+        self.mixer.tensors().iter().any(|t| t.name == name && !t.initial.learned())
+    }
+
     /// Inputs and tensors by name: the mixer's own, then the layer's.
     fn named(&self, x: &Layer) -> Vec<(String, Tensor)> {
         let layer = [("input", &x.input), ("q", &x.q), ("k", &x.k), ("v", &x.v)];

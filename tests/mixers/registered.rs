@@ -44,12 +44,11 @@ fn fit() {
     let wide = |name, options: serde_json::Value| {
         subquad::mixer::build(name, options.as_object().unwrap(), site(4, 2, 8, 1), None).err().map(|e| e.to_string())
     };
-    for name in ["based", "rebased", "hedgehog"] {
+    for name in ["based", "rebased", "hedgehog", "t2r"] {
         let error = wide(name, serde_json::json!({ "feature_width": 9 })).unwrap();
         assert!(error.contains("`feature_width` is 9") && error.contains("8 channels"), "{error}");
     }
     assert_eq!(wide("hedgehog", serde_json::json!({ "feature_width": 9, "init": "kaiming" })), None);
-    assert_eq!(wide("t2r", serde_json::json!({ "feature_width": 9 })), None);
-    assert!(wide("t2r", serde_json::json!({ "feature_width": 9, "init": "identity" })).is_some());
+    assert_eq!(wide("t2r", serde_json::json!({ "feature_width": 9, "init": "kaiming" })), None);
     assert!(wide("gal", serde_json::json!({})).unwrap().contains("unknown mixer `gal`"));
 }

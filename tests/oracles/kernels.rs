@@ -4,6 +4,8 @@ use super::*;
 
 /// The scale that calibration sets is ours.
 const SCALE: (&str, Fit) = ("output_scale", Fit::Constant(1.0));
+/// And so is that of features.
+const FEATURES: [(&str, Fit); 1] = [("feature_scale", Fit::Constant(1.0))];
 
 fn check(fixture: &str, mixer: &str, options: Value, own: &[(&'static str, Fit)]) {
     Oracle { fixture, mixer, options, layer: 0, tensors: &[own, &[SCALE]].concat() }.check();
@@ -95,12 +97,13 @@ fn flowformer() {
 
 #[test]
 fn mala() {
-    check("mala", "mala", defaults(), &[]);
+    check("mala", "mala", defaults(), &FEATURES);
+    check("mala_rope", "mala", defaults(), &FEATURES);
 }
 
 #[test]
 fn inline() {
-    check("inline", "inline", defaults(), &[]);
+    check("inline", "inline", defaults(), &FEATURES);
 }
 
 #[test]

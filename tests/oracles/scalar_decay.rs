@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The time-scale that calibration sets is ours.
+const DECAY: [(&str, Fit); 1] = [("decay_scale", Fit::Constant(1.0))];
+
 #[test]
 fn simple_gla() {
     let own = [("gate_weight", Fit::Same("gk_proj.weight")), ("gate_bias", Fit::Same("gk_proj.bias"))];
@@ -11,19 +14,27 @@ fn simple_gla() {
 
 #[test]
 fn retention() {
-    Oracle { fixture: "retention", mixer: "retention", options: defaults(), layer: 0, tensors: &FINISH }.check();
+    Oracle {
+        fixture: "retention",
+        mixer: "retention",
+        options: defaults(),
+        layer: 0,
+        tensors: &with(&[&FINISH, &DECAY]),
+    }
+    .check();
 }
 
 #[test]
 fn lightning() {
     let options = json!({"output_norm": false, "output_scale": false});
-    Oracle { fixture: "lightning", mixer: "lightning", options, layer: 1, tensors: &[] }.check();
+    Oracle { fixture: "lightning", mixer: "lightning", options, layer: 1, tensors: &DECAY }.check();
 }
 
 /// MiniMax keeps each head's q, k, v side by side and does not divide by sqrt K, which the norm takes out again.
 #[test]
 fn lightning_of_minimax() {
     let tensors = [
+        DECAY[0],
         ("norm_weight", Fit::Same("norm.weight")),
         ("output_gate_weight", Fit::Same("output_gate.weight")),
         ("output_gate_bias", Fit::Constant(0.0)),

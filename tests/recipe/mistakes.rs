@@ -55,7 +55,7 @@ fn unknown_and_missing_keys_are_mistakes() {
             &[
                 "6:17+1 `student.feature_width` must be a whole number from 2 to 1024 | columns of each head's map; the head has twice as many features (default: the head width, as LoLCATs' 8B configs); of one alone the softmax is always 1",
                 "7:8+8 `student.init` must be one of identity, kaiming | how maps start: a (rectangular) identity, which LoLCATs' published commands select, or Kaiming-uniform",
-                "8:1+12 unknown key `student.feature_with` | did you mean `feature_width`? known here: `mixer`, `feature_width`, `init`, `window`, `keep_softmax`",
+                "8:1+12 unknown key `student.feature_with` | did you mean `feature_width`? known here: `mixer`, `feature_width`, `init`, `output_scale`, `window`, `keep_softmax`",
             ],
         ),
         ("size = 64, ", "", &["6:10+21 `student.window.size` is missing | write `size = 64`"]),
@@ -311,8 +311,8 @@ fn broken_toml_is_a_mistake_of_its_statement_alone() {
             "[student]",
             &[
                 "8:2+7 `student` is already defined | keep one of the two",
-                "9:1+6 unknown key `student.source` | `source` belongs to `data`; known here: `mixer`, `feature_width`, `init`, `window`, `keep_softmax`",
-                r#"10:1+8 unknown key `student.sequence` | `sequence` belongs to `data` or `stage` with `kind = "evaluate"`; known here: `mixer`, `feature_width`, `init`, `window`, `keep_softmax`"#,
+                "9:1+6 unknown key `student.source` | `source` belongs to `data`; known here: `mixer`, `feature_width`, `init`, `output_scale`, `window`, `keep_softmax`",
+                r#"10:1+8 unknown key `student.sequence` | `sequence` belongs to `data` or `stage` with `kind = "evaluate"`; known here: `mixer`, `feature_width`, `init`, `output_scale`, `window`, `keep_softmax`"#,
             ],
         ),
         ("seed = 7", "seed 7", &["1:6+1 not valid TOML: key with no value, expected `=` | write `key = value`"]),
@@ -352,7 +352,7 @@ fn the_shape_of_the_file_is_checked() {
             r#"0:0+0 there is no `[[stage]]` | write `[[stage]]` and below it `kind = "attention-transfer"`"#,
         ]
     );
-    let known = "known here: `mixer`, `feature_width`, `init`, `window`, `keep_softmax`";
+    let known = "known here: `mixer`, `feature_width`, `init`, `output_scale`, `window`, `keep_softmax`";
     let single = "stage = []\nteacher = 3\n[[data]]\n[student]\nmixer = \"hedgehog\"\nseed = 3\nfactor = 2\n";
     assert_eq!(
         mistakes(single, &[]),
