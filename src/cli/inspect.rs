@@ -9,8 +9,8 @@ use super::opened::Opened;
 use super::printer::Printer;
 use crate::arch;
 use crate::checkpoint::CONFIG;
-use crate::mixer;
-use crate::model::{Conversion, Student};
+use crate::mixer::Mixer;
+use crate::model::{Conversion, Student, softmax};
 use crate::{Error, Result};
 
 /// Show architecture, sizes, and the mixers of a converted model, from its headers alone
@@ -101,8 +101,8 @@ impl Inspection {
             head_width: spec.head_width,
             ffn: spec.ffn,
             context: spec.context,
-            rope_theta: spec.rope.theta,
-            norm_eps: spec.norm_eps,
+            rope_theta: spec.ropes.first().map_or(0.0, |rope| rope.theta),
+            norm_eps: spec.norm.eps,
             tied: spec.tied,
             bos: spec.bos,
             eos: spec.eos.clone(),
@@ -159,11 +159,10 @@ impl Converted {
         if let Some((name, ..)) = added.iter().find(|(name, ..)| checkpoint.info(name).is_none()) {
             return Err(checkpoint.missing(name, |_| true));
         }
-        let keys_and_values = mixer::Mixer::state_bytes(&mixer::Softmax::new(spec.site(0)), spec.context);
         Ok(Some(Converted {
             mixer_parameters: added.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum(),
             state_bytes: outline.state_bytes(spec.context),
-            teacher_state_bytes: keys_and_values * spec.layers,
+            teacher_state_bytes: (0..spec.layers).map(|l| softmax(spec, l).state_bytes(spec.context)).sum(),
             replaced_layers: (0..spec.layers).filter(|&layer| outline.replaced(layer)).collect(),
             conversion: outline.conversion,
         }))

@@ -1,9 +1,10 @@
 //! Generation: a view with the states of its layers.
 
 use super::forward::{LayerVars, View};
+use super::positions::Positions;
 use crate::Result;
 use crate::mixer::State;
-use crate::ops::{Var, head};
+use crate::ops::{Documents, Var, head};
 use candle_core::Tensor;
 
 /// A text in progress.
@@ -31,11 +32,13 @@ impl<'a> Session<'a> {
     /// Takes in more tokens and returns the logits after the last one, `[vocab]`.
     pub fn feed(&mut self, ids: &[u32]) -> Result<Tensor> {
         let mut last = None;
+        let length = self.position + ids.len();
         for part in ids.chunks(PREFILL) {
-            let mut x = Var::constant(self.view.embed(part, 1)?);
-            let angles = self.view.model.rotary.angles(self.position, part.len());
+            let documents = Documents::whole(1, part.len());
+            let positions = Positions::of(self.view.model, documents, &[self.position], length)?;
+            let mut x = Var::constant(self.view.embed(part, &positions)?);
             for (layer, (vars, state)) in self.vars.iter().zip(&mut self.states).enumerate() {
-                x = self.view.cached_block(layer, &x, vars, &angles, state)?;
+                x = self.view.cached_block(layer, &x, vars, &positions, state)?;
             }
             self.position += part.len();
             last = Some(x);

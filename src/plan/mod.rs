@@ -297,7 +297,7 @@ fn totals(stages: &[StagePlan], export: &ExportPlan) -> Totals {
 fn notes(recipe: &Recipe, spec: &Spec, student: &StudentPlan, totals: &Totals, machine: Machine) -> Vec<String> {
     let mut notes = Vec::new();
     // Layers that keep softmax hold as much in both.
-    let of_layers = student.teacher_state_bytes / spec.layers * student.replaced.len();
+    let of_layers = student::softmax_bytes(spec, student.replaced.iter().copied());
     let state = student.state_bytes - (student.teacher_state_bytes - of_layers);
     if state > of_layers {
         notes.push(format!(
