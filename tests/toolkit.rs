@@ -29,7 +29,7 @@ fn at(f: Map, points: &[f32]) -> (Vec<f32>, Vec<f32>) {
 fn maps() {
     type Reference = fn(&Tensor) -> candle_core::Result<Tensor>;
     let sigmoid: Reference = |x| (x.neg()?.exp()? + 1.0)?.recip();
-    let cases: [(Map, Reference); 14] = [
+    let cases: [(Map, Reference); 16] = [
         (Map::Sigmoid, sigmoid),
         (Map::LogSigmoid, |x| (x.neg()?.exp()? + 1.0)?.log()?.neg()),
         (Map::Softplus, |x| (x.exp()? + 1.0)?.log()),
