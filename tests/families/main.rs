@@ -1,6 +1,9 @@
 //! Every family against transformers: the tiny models of tests/python/family_fixtures.py.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod conversion;
+mod hostile;
 
 use std::collections::BTreeMap;
 use std::fs;
