@@ -131,8 +131,16 @@ fn rope_theta_stands_in_either_place() {
 #[test]
 fn unknown_architectures() {
     says(spec(&with("model_type", json!("lama")), tensors()), "`lama` is not known", "did you mean `llama`?");
-    says(spec(&with("model_type", json!("qwen9_vl")), tensors()), "`qwen9_vl` is not known", "near it are `qwen2`, `qwen3`");
-    says(spec(&with("model_type", json!("mamba2")), tensors()), "`mamba2` is not known", "CONTRIBUTING.md walks through");
+    says(
+        spec(&with("model_type", json!("qwen9_vl")), tensors()),
+        "`qwen9_vl` is not known",
+        "near it are `qwen2`, `qwen3`",
+    );
+    says(
+        spec(&with("model_type", json!("mamba2")), tensors()),
+        "`mamba2` is not known",
+        "CONTRIBUTING.md walks through",
+    );
     says(spec(&with("model_type", Value::Null), tensors()), "`model_type` is missing", "`llama`");
     says(spec(&with("model_type", json!(3)), tensors()), "`model_type` is missing or not a text", "`llama`");
 }

@@ -62,8 +62,10 @@ fn no_head(name: &str, checkpoint: &Checkpoint) -> Error {
 
 /// Whether `name` is a tensor of a mixer of a layer that exists.
 fn is_mixer(spec: &Spec, name: &str) -> bool {
-    let exists = |number: &str| number.parse().is_ok_and(|layer: usize| {
-        layer < spec.layers && layer.to_string() == number && name.starts_with(&spec.mixer_prefix(layer))
-    });
+    let exists = |number: &str| {
+        number.parse().is_ok_and(|layer: usize| {
+            layer < spec.layers && layer.to_string() == number && name.starts_with(&spec.mixer_prefix(layer))
+        })
+    };
     name.split('.').any(exists)
 }

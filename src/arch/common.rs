@@ -129,6 +129,9 @@ pub(super) const DAMAGED: &str = "`config.json` is damaged: download or copy it 
 /// The linear layers of attention.
 pub(super) const QKVO: [Target; 4] = [Target::Q, Target::K, Target::V, Target::O];
 
+/// Those of a block whose MLP has no gate.
+pub(super) const UNGATED: [Target; 6] = [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
+
 /// Adds biases to `targets` where the flag `key` says so.
 pub(super) fn biases(spec: &mut Spec, fields: &Fields, key: &str, absent: bool, targets: &[Target]) -> Result<()> {
     if fields.flag_or(key, absent)? {

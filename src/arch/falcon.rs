@@ -1,7 +1,7 @@
 //! Falcon: attention and MLP side by side under one norm or two, q, k and v joined for each key-value head, of which
 //! the first models have a single one.
 
-use super::common::{ABSENT, Absent, KEYS, Keys, activation, biases, decoder, refuse_flag};
+use super::common::{ABSENT, Absent, KEYS, Keys, UNGATED, activation, biases, decoder, refuse_flag};
 use super::fields::Fields;
 use super::names::{Arrangement, Names, NormAt, Part, Stored, Target, whole};
 use super::ropes::{WHOLE, everywhere};
@@ -92,7 +92,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.norm.kind = NormKind::Layer;
     spec.activation = activation(fields, "activation", "gelu")?;
     spec.gated = false;
-    biases(&mut spec, fields, "bias", false, &Target::ALL)?;
+    biases(&mut spec, fields, "bias", false, &UNGATED)?;
     everywhere(&mut spec, fields, &WHOLE)?;
     Ok(spec)
 }

@@ -1,6 +1,6 @@
 //! GPT-2: learned positions, LayerNorm, biases, weights stored as [in, out] with q, k and v side by side.
 
-use super::common::{ABSENT, Absent, KEYS, Keys, activation, decoder, refuse_flag};
+use super::common::{ABSENT, Absent, KEYS, Keys, UNGATED, activation, decoder, refuse_flag};
 use super::fields::Fields;
 use super::names::{Arrangement, Names, NormAt, Part, Stored, Target, whole};
 use super::spec::{Learned, NormKind};
@@ -13,13 +13,13 @@ pub(super) const FAMILY: Family = Family {
     name: "gpt2",
     models: "GPT-2, DistilGPT-2, and others of its type",
     model_types: &["gpt2"],
-    supported: &["learned positions", "Conv1D's layout and joined q, k, v", "scores divided by the layer's number"],
-    refused: &[
-        "texts longer than the learned positions",
-        "`add_cross_attention`",
-        "`scale_attn_weights` = false is kept; `reorder_and_upcast_attn` changes nothing in f32",
-        "quantised weights",
+    supported: &[
+        "learned positions",
+        "Conv1D's layout and joined q, k, v",
+        "scores that are not scaled, or divided by the layer's number",
+        "files with and without the prefix `transformer.`",
     ],
+    refused: &["texts longer than the learned positions", "`add_cross_attention`", "quantised weights"],
     spec,
 };
 
@@ -29,10 +29,7 @@ const fn transposed(name: &'static str, parts: &'static [Part]) -> Stored {
 
 const NAMES: Names = Names {
     base: "transformer.",
-    before: &[
-        whole("transformer.wte.weight", &[Part::Embed]),
-        whole("transformer.wpe.weight", &[Part::Positions]),
-    ],
+    before: &[whole("transformer.wte.weight", &[Part::Embed]), whole("transformer.wpe.weight", &[Part::Positions])],
     block: &[&[
         whole("transformer.h.{}.ln_1.weight", &[Norm(NormAt::Attention)]),
         whole("transformer.h.{}.ln_1.bias", &[NormBias(NormAt::Attention)]),
@@ -72,7 +69,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.norm.kind = NormKind::Layer;
     spec.activation = activation(fields, "activation_function", "gelu_new")?;
     spec.gated = false;
-    spec.biases.extend(Target::ALL);
+    spec.biases.extend(UNGATED);
     spec.positions = Some(Learned { rows: spec.context, offset: 0 });
     let (scaled, inverse) =
         (fields.flag_or("scale_attn_weights", true)?, fields.flag("scale_attn_by_inverse_layer_idx")?);

@@ -63,8 +63,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     }
     biases(&mut spec, fields, "attention_bias", true, &QKVO)?;
     spec.biases.extend([Up, Down]);
-    let positions =
-        Positions { theta_key: "rotary_emb_base", partial: Some(0.25), partial_key: "rotary_pct", ..WHOLE };
+    let positions = Positions { theta_key: "rotary_emb_base", partial: Some(0.25), partial_key: "rotary_pct", ..WHOLE };
     everywhere(&mut spec, fields, &positions)?;
     Ok(spec)
 }

@@ -163,17 +163,15 @@ fn family(object: &Map<String, Value>, key: &str, path: &Path) -> Result<&'stati
 
 /// The error for a type that no family has: what is near, and what to do about it.
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, path: &Path) -> Error {
-    let near = match nearest(name, known.clone()) {
-        Some(near) => format!("did you mean `{near}`? "),
-        // `qwen4` is no misspelt `qwen3`, but whoever has one may look there.
-        None => {
-            let stem = |word: &str| word.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default().to_string();
-            let kin: Vec<String> = known
-                .filter(|other| stem(name).len() > 2 && stem(other) == stem(name))
-                .map(|other| format!("`{other}`"))
-                .collect();
-            if kin.is_empty() { String::new() } else { format!("near it are {}. ", kin.join(", ")) }
-        }
+    // `qwen4` is no misspelt `qwen2`, but whoever has one may look at all that begin so.
+    let stem = |word: &str| word.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default().to_lowercase();
+    let kin = known.clone().filter(|other| stem(name).len() > 2 && stem(other) == stem(name));
+    let mut near: Vec<&str> = kin.collect();
+    near.extend(nearest(name, known).filter(|nearest| !near.contains(nearest)));
+    let near = match &near[..] {
+        [] => String::new(),
+        [one] => format!("did you mean `{one}`? "),
+        all => format!("near it are {}. ", all.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")),
     };
     let hint = format!(
         "{near}`subquad teachers` lists what is known. A new family is one file and one line in src/arch: \

@@ -32,7 +32,8 @@ impl Target {
 }
 
 /// Where a norm stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NormAt {
     /// Before attention.
     Attention,
@@ -50,7 +51,8 @@ pub enum NormAt {
 }
 
 /// A weight of the decoder, whatever tensor holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Part {
     /// `[vocab, D]`
     Embed,
@@ -71,7 +73,8 @@ pub enum Part {
 }
 
 /// How the weights of a tensor lie in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Arrangement {
     /// [out, in], one after the other.
     Rows,
@@ -82,7 +85,7 @@ pub enum Arrangement {
 }
 
 /// A template of tensors: `{}` in its name stands for the layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Stored {
     pub name: &'static str,
     pub parts: &'static [Part],
@@ -90,7 +93,7 @@ pub struct Stored {
 }
 
 /// All templates of a family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Names {
     /// What all names but the head's begin with, unless the files were saved without a head.
     pub base: &'static str,

@@ -1,6 +1,6 @@
 //! OPT: learned positions that begin at the third row, LayerNorm before attention and MLP, biases, ReLU.
 
-use super::common::{ABSENT, Absent, KEYS, Keys, activation, biases, decoder, refuse_flag};
+use super::common::{ABSENT, Absent, KEYS, Keys, UNGATED, activation, biases, decoder, refuse_flag};
 use super::fields::Fields;
 use super::names::{Names, NormAt, Part, Target, whole};
 use super::spec::{Learned, NormKind};
@@ -77,7 +77,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.norm.kind = NormKind::Layer;
     spec.activation = activation(fields, "activation_function", "relu")?;
     spec.gated = false;
-    biases(&mut spec, fields, "enable_bias", true, &Target::ALL)?;
+    biases(&mut spec, fields, "enable_bias", true, &UNGATED)?;
     spec.positions = Some(Learned { rows: spec.context + OFFSET, offset: OFFSET });
     Ok(spec)
 }

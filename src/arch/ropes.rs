@@ -72,10 +72,9 @@ pub(super) fn rope(spec: &Spec, fields: &Fields, positions: &Positions) -> Resul
     let width = match (positions.partial, partial) {
         (None, None | Some(1.0)) => spec.head_width,
         (None, Some(share)) => {
-            return Err(fields.unsupported(format!(
-                "`{}` is {share}: this family turns the whole head",
-                positions.partial_key
-            )));
+            return Err(
+                fields.unsupported(format!("`{}` is {share}: this family turns the whole head", positions.partial_key))
+            );
         }
         (Some(absent), share) => (spec.head_width as f64 * share.unwrap_or(absent)) as usize,
     };

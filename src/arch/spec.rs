@@ -6,7 +6,7 @@ use super::names::{Arrangement, Names, NormAt, Part, Stored, Target};
 use crate::mixer::Site;
 
 /// A decoder as plain data. Letters as in the crate's legend.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Spec {
     /// Name of the [`super::Family`].
     pub family: &'static str,
@@ -119,14 +119,36 @@ pub struct Rope {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Scaling {
     None,
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// NTK: the base grows with the length of the text beyond `context`.
-    Dynamic { factor: f64, context: usize },
-    Llama3 { factor: f64, low: f64, high: f64, context: usize },
+    Dynamic {
+        factor: f64,
+        context: usize,
+    },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        context: usize,
+    },
     /// `attention` multiplies sines and cosines.
-    Yarn { factor: f64, context: usize, fast: f64, slow: f64, truncate: bool, attention: f64 },
+    Yarn {
+        factor: f64,
+        context: usize,
+        fast: f64,
+        slow: f64,
+        truncate: bool,
+        attention: f64,
+    },
     /// A factor for every pair; `long` for texts of more than `context` tokens.
-    Long { short: Vec<f64>, long: Vec<f64>, context: usize, attention: f64 },
+    Long {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        context: usize,
+        attention: f64,
+    },
 }
 
 /// What differs between blocks.

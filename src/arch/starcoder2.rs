@@ -1,6 +1,6 @@
 //! StarCoder2: LayerNorm, biases, a plain MLP with GELU, rotary positions, and a window in every layer.
 
-use super::common::{ABSENT, Absent, KEYS, Keys, activation, biases, decoder, window_everywhere};
+use super::common::{ABSENT, Absent, KEYS, Keys, UNGATED, activation, biases, decoder, window_everywhere};
 use super::fields::Fields;
 use super::names::{ATTENTION, LLAMA, NORM_BEFORE, NORM_BETWEEN, Names, Part, Stored, Target, whole};
 use super::ropes::{WHOLE, everywhere};
@@ -31,7 +31,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.norm.kind = NormKind::Layer;
     spec.activation = activation(fields, "hidden_act", "gelu_pytorch_tanh")?;
     spec.gated = false;
-    biases(&mut spec, fields, "use_bias", true, &Target::ALL)?;
+    biases(&mut spec, fields, "use_bias", true, &UNGATED)?;
     window_everywhere(&mut spec, fields, None)?;
     everywhere(&mut spec, fields, &WHOLE)?;
     Ok(spec)

@@ -12,8 +12,11 @@ use crate::{Error, Result};
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
-const DROPPED: [&str; 6] =
-    ["auto_map", "_name_or_path", "transformers_version", "_attn_implementation", MODEL_TYPE, OF_TEACHER];
+const DROPPED: [&str; 7] =
+    ["auto_map", "_name_or_path", "transformers_version", "_attn_implementation", MODEL_TYPE, OF_TEACHER, DECODER];
+/// The decoder as data, in the words of [`Spec`], for programs that know no families. Nothing here reads it: the
+/// teacher's own keys say the same.
+const DECODER: &str = "subquad_decoder";
 /// Keys whose place `rope_theta` at the top level takes where nothing else is said of rotary positions: transformers 4
 /// reads no theta from `rope_parameters`.
 const ROPE: [&str; 2] = ["rope_parameters", "rope_scaling"];
@@ -80,6 +83,8 @@ pub(super) fn config(
     if let Some(window) = conversion.window {
         config.insert("sliding_window".into(), json!(window.size));
     }
+    let decoder = serde_json::to_value(spec).map_err(|e| Error::Internal(e.to_string()))?;
+    config.insert(DECODER.into(), decoder);
     let block = serde_json::to_value(conversion).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(MODEL_TYPE.into(), block);
     Ok(config)

@@ -13,11 +13,11 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use std::sync::Arc;
 
-/// For every expert the tokens that chose it: row of the input, and which of its choices it is.
-pub type Chosen = Vec<Arc<Vec<(usize, usize)>>>;
+/// The tokens that chose an expert: row of the input, and which of its choices it is.
+pub type Tokens = Arc<Vec<(usize, usize)>>;
 
 /// `logits` [N, E] -> the choices of `k` experts for each token, and their weights [N, k]. Of equals the first.
-pub fn route(logits: &Var, k: usize, normalised: bool) -> Result<(Chosen, Var)> {
+pub fn route(logits: &Var, k: usize, normalised: bool) -> Result<(Vec<Tokens>, Var)> {
     let (n, experts) = logits.value().dims2()?;
     if k == 0 || k > experts {
         return Err(Error::Internal(format!("{k} of {experts} experts")));
@@ -62,7 +62,7 @@ pub fn route(logits: &Var, k: usize, normalised: bool) -> Result<(Chosen, Var)> 
 }
 
 /// The rows of `x` [N, D] that `tokens` names: [R, D].
-pub fn gather(x: &Var, tokens: &Arc<Vec<(usize, usize)>>) -> Result<Var> {
+pub fn gather(x: &Var, tokens: &Tokens) -> Result<Var> {
     let (n, d) = x.value().dims2()?;
     let mut y = Output::unwritten(&[tokens.len(), d]);
     let xs = Slice::of(x.value())?;
@@ -81,7 +81,7 @@ pub fn gather(x: &Var, tokens: &Arc<Vec<(usize, usize)>>) -> Result<Var> {
 }
 
 /// Sums over experts of `outputs` [R, D] at the tokens that chose them, times `weights` [N, k]: [N, D].
-pub fn combine(outputs: &[(Var, Arc<Vec<(usize, usize)>>)], weights: &Var, width: usize) -> Result<Var> {
+pub fn combine(outputs: &[(Var, Tokens)], weights: &Var, width: usize) -> Result<Var> {
     let (n, k) = weights.value().dims2()?;
     let ws = Slice::of(weights.value())?.to_vec();
     let mut y = Output::zeros(&[n, width]);
@@ -91,7 +91,7 @@ pub fn combine(outputs: &[(Var, Arc<Vec<(usize, usize)>>)], weights: &Var, width
             simd(|| axpy(&mut y.data()[row * width..][..width], ws[row * k + slot], value));
         }
     }
-    let kept: Vec<(Tensor, Arc<Vec<(usize, usize)>>)> =
+    let kept: Vec<(Tensor, Tokens)> =
         outputs.iter().map(|(output, tokens)| (output.value().clone(), tokens.clone())).collect();
     let inputs: Vec<&Var> = std::iter::once(weights).chain(outputs.iter().map(|(output, _)| output)).collect();
     record1(&inputs, y.tensor()?, move |g| {

@@ -172,7 +172,7 @@ fn density(x: f32) -> f32 {
 }
 
 /// 2 sqrt(2/pi)
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769;
 const CUBE: f32 = 0.044_715;
 
 /// (1 + tanh(u)) / 2 = sigmoid(2u), and its derivative.

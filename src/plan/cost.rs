@@ -182,7 +182,8 @@ impl Costs {
 
 /// Weights that a token meets in the linear layers of a block: of experts those that it uses.
 fn block(spec: &Spec, layer: usize) -> f64 {
-    let own = |target: &Target| spec.linear(layer, *target).map(|shape| shape.map(|n| n as f64).iter().product::<f64>());
+    let own =
+        |target: &Target| spec.linear(layer, *target).map(|shape| shape.map(|n| n as f64).iter().product::<f64>());
     let experts = spec.experts_of(layer).map_or(0.0, |experts| {
         let of_one = if spec.gated { 3.0 } else { 2.0 } * experts.ffn as f64;
         spec.width as f64 * (experts.count as f64 + experts.per_token as f64 * of_one)

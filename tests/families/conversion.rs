@@ -147,7 +147,8 @@ fn attention_transfer_learns() {
         let objective = AttentionTransfer { model: &model, output: 1.0, weights: 1.0 };
         let ids = case.ids("ids");
         let (before, gradients) = objective.gradients(&student, &ids, 1).unwrap();
-        let square: f32 = gradients.values().map(|g| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sum();
+        let square: f32 =
+            gradients.values().map(|g| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sum();
         let rate = 0.01 / f64::from(square.sqrt()).max(1e-6);
         for (name, gradient) in &gradients {
             let moved = (&student.tensors[name] - (gradient * rate).unwrap()).unwrap();

@@ -70,13 +70,19 @@ fn no_config_makes_a_panic() {
                         read += 1;
                         assert_eq!(spec.blocks.len(), spec.layers);
                         // What fits the headers computes something, or says why not.
-                        if Model::load(&checkpoint, &spec).is_ok_and(|m| View::teacher(&m).logits(&[3, 4, 5], 1).is_err()) {
+                        if Model::load(&checkpoint, &spec)
+                            .is_ok_and(|m| View::teacher(&m).logits(&[3, 4, 5], 1).is_err())
+                        {
                             assert!(spec.positions.is_some(), "{}: {key} = {value}", case.name);
                         }
                     }
                     Err(error) => {
                         refused += 1;
-                        assert!(error.hint().is_some() && error.exit_code() == 1, "{}: {key} = {value}: {error}", case.name);
+                        assert!(
+                            error.hint().is_some() && error.exit_code() == 1,
+                            "{}: {key} = {value}: {error}",
+                            case.name
+                        );
                         assert!(!matches!(error, Error::Internal(_) | Error::Tensor(_)), "{error}");
                     }
                 }

@@ -43,11 +43,8 @@ fn capped_scores() {
         for &sight in SIGHTS {
             for documents in layouts(b, t) {
                 let past = Past::none(b);
-                let inputs = [
-                    random(1, &[b, t, h, k], 2.0),
-                    random(2, &[b, t, g, k], 2.0),
-                    random(3, &[b, t, g, v], 1.0),
-                ];
+                let inputs =
+                    [random(1, &[b, t, h, k], 2.0), random(2, &[b, t, g, k], 2.0), random(3, &[b, t, g, v], 1.0)];
                 compare(
                     &format!("capped attention {sight:?} {documents:?}"),
                     &inputs,

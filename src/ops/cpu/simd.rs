@@ -147,7 +147,7 @@ pub fn erf(x: f32) -> f32 {
         -2.685_381e-2,
         1.128_358_5e-1,
         -3.761_262_6e-1,
-        1.128_379_2,
+        std::f32::consts::FRAC_2_SQRT_PI,
     ];
     // Of erfc, for 1 to 2, and beyond.
     const MIDDLE: [f32; 9] = [
