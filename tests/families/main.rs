@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod conversion;
+mod forms;
 mod hostile;
 
 use std::collections::BTreeMap;

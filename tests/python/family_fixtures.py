@@ -83,7 +83,11 @@ CASES = {
     ),
     "phi3": ("Phi3", dict(rope("default", partial_rotary_factor=0.5))),
     "phi3-window": ("Phi3", dict(sliding_window=8, tie_word_embeddings=True)),
-    "phi3-short": ("Phi3", dict(rope("longrope", **LONG), original_max_position_embeddings=64, max_position_embeddings=256)),
+    "phi3-short": (
+        "Phi3",
+        dict(rope("longrope", partial_rotary_factor=0.5, short_factor=[1.1, 1.4], long_factor=[2.0, 4.0]),
+             original_max_position_embeddings=64, max_position_embeddings=256),
+    ),
     "phi3-long": ("Phi3", dict(rope("longrope", **LONG), original_max_position_embeddings=8, max_position_embeddings=256)),
     "olmo2": ("Olmo2", dict()),
     "smollm3": ("SmolLM3", dict(FOUR, no_rope_layer_interval=2, attention_bias=True)),
