@@ -6,6 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::ops::head::Head;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// One block, or what lies outside the blocks.
@@ -51,12 +52,15 @@ impl Model {
     }
 
     /// The model whose tensors, as files have them, `read` gives.
-    pub fn of(spec: &Spec, read: impl Fn(&StoredTensor) -> Result<Tensor>) -> Result<Model> {
+    pub fn of(spec: &Spec, read: impl Fn(&StoredTensor) -> Result<Tensor> + Sync) -> Result<Model> {
         let mut outer = Layer::default();
         let mut layers = vec![Layer::default(); spec.layers];
-        for stored in spec.stored() {
+        let stored = spec.stored();
+        let parts = stored.par_iter().map(|stored| pieces::cut(spec, stored, read(stored)?));
+        // All first, so that of several errors it is always the same that is told.
+        for (stored, parts) in stored.iter().zip(parts.collect::<Vec<Result<_>>>()) {
             let place = stored.layer.map_or(&mut outer, |layer| &mut layers[layer]);
-            place.parts.extend(pieces::cut(spec, &stored, read(&stored)?)?);
+            place.parts.extend(parts?);
         }
         let embed = outer.need(Part::Embed)?.clone();
         let weight = if spec.tied { embed.clone() } else { outer.need(Part::Head)?.clone() };
