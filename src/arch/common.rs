@@ -47,9 +47,11 @@ pub(super) struct Absent {
     pub ffn: usize,
     /// `head_dim`; 0: the width over the heads.
     pub head_width: usize,
+    /// 0: the key must be there.
+    pub context: usize,
 }
 
-pub(super) const ABSENT: Absent = Absent { eps: 1e-6, tied: false, ffn: 0, head_width: 0 };
+pub(super) const ABSENT: Absent = Absent { eps: 1e-6, tied: false, ffn: 0, head_width: 0, context: 0 };
 
 /// A decoder like Llama's without positions: RMSNorm before attention and MLP, no biases, a gated MLP with SiLU.
 pub(super) fn decoder(
@@ -87,6 +89,11 @@ pub(super) fn decoder(
         Some(ffn) => ffn,
         None => fields.size(keys.ffn, MOST_FFN)?,
     };
+    let context = match fields.optional_size(keys.context, MOST_CONTEXT)? {
+        None if absent.context > 0 => absent.context,
+        Some(context) => context,
+        None => fields.size(keys.context, MOST_CONTEXT)?,
+    };
     let vocab = fields.size("vocab_size", MOST_VOCAB)?;
     let layers = fields.size(keys.layers, MOST_LAYERS)?;
     let block = Block { scale: 1.0 / (head_width as f64).sqrt(), window: None, rope: None, experts: false };
@@ -99,7 +106,7 @@ pub(super) fn decoder(
         kv_heads,
         head_width,
         ffn,
-        context: fields.size(keys.context, MOST_CONTEXT)?,
+        context,
         norm: Norm {
             kind: NormKind::Rms,
             eps: fields.number(keys.eps, f64::from(f32::MIN_POSITIVE), 1.0, absent.eps)?,

@@ -71,9 +71,12 @@ const TWO_NORMS: Names = Names {
     ..NAMES
 };
 
+/// The first models do not say how long their texts may be.
+const ABSENT_KEYS: Absent = Absent { eps: 1e-5, tied: true, ffn: 4, context: 2048, ..ABSENT };
+
 fn spec(fields: &Fields) -> Result<Spec> {
     let keys = Keys { kv_heads: "num_kv_heads", ffn: "ffn_hidden_size", eps: "layer_norm_epsilon", ..KEYS };
-    let mut spec = decoder(fields, FAMILY.name, NAMES, &keys, &Absent { eps: 1e-5, tied: true, ffn: 4, ..ABSENT })?;
+    let mut spec = decoder(fields, FAMILY.name, NAMES, &keys, &ABSENT_KEYS)?;
     refuse_flag(fields, "alibi", "positions that are added to the scores are not supported")?;
     let new = fields.flag("new_decoder_architecture")?;
     if !new {

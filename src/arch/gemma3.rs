@@ -1,7 +1,7 @@
 //! Gemma 3, the text models: Gemma 2 without caps, with norms of queries and keys, and rotary positions of one kind for
 //! layers with a window and of another for those without.
 
-use super::common::{layer_types, window};
+use super::common::{layer_types, refuse_set, window};
 use super::fields::Fields;
 use super::ropes::{object, optional, rope_of_block};
 use super::spec::QkNorm;
@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     supported: &["norms of queries and keys", "local and global layers, each with its own RoPE", "as gemma2"],
     refused: &[
         "`gemma3`, the models that see images: give the text model, of the type `gemma3_text`",
+        "`attn_logit_softcapping`, which transformers does not apply",
         "`use_bidirectional_attention`",
         "quantised weights",
     ],
@@ -27,6 +28,8 @@ const LOCAL_THETA: f64 = 1e4;
 
 fn spec(fields: &Fields) -> Result<Spec> {
     let mut spec = gemma2::body(fields, FAMILY.name, (None, None))?;
+    let unclear = "transformers reads it and does not apply it, so what this model was trained with is not known";
+    refuse_set(fields, "attn_logit_softcapping", unclear)?;
     spec.qk_norm = Some(QkNorm::Head);
     let pattern = match fields.optional_size("sliding_window_pattern", 1 << 12)? {
         Some(pattern) => pattern,

@@ -20,6 +20,7 @@ const DECODER: &str = "subquad_decoder";
 /// Keys whose place `rope_theta` at the top level takes where nothing else is said of rotary positions: transformers 4
 /// reads no theta from `rope_parameters`.
 const ROPE: [&str; 2] = ["rope_parameters", "rope_scaling"];
+const PLAIN: [&str; 3] = ["rope_type", "type", "rope_theta"];
 
 /// The name that transformers and torch give a type; `None` for types that weights are not exported in.
 pub(super) fn dtype_word(dtype: DType) -> Option<&'static str> {
@@ -70,8 +71,11 @@ pub(super) fn config(
         config.insert("rope_theta".into(), json!(rope.theta));
     }
     // What else the teacher's file says, such as `hidden_act`, belongs to its architecture and is kept.
-    let dropped = |key: &str| DROPPED.contains(&key) || REUSED.contains(&key) || plain && ROPE.contains(&key);
-    for (key, value) in teacher.iter().filter(|(key, _)| !dropped(key)) {
+    let said = |value: &Value| value.as_object().is_none_or(|map| map.keys().all(|key| PLAIN.contains(&key.as_str())));
+    let dropped = |key: &str, value: &Value| {
+        DROPPED.contains(&key) || REUSED.contains(&key) || plain && ROPE.contains(&key) && said(value)
+    };
+    for (key, value) in teacher.iter().filter(|(key, value)| !dropped(key, value)) {
         config.entry(key.clone()).or_insert_with(|| value.clone());
     }
     // Where its windows are, which the keys of the same names say of the converted layers.

@@ -32,9 +32,10 @@ impl Positions {
             documents.row(row).iter().zip(starts).map(|(document, start)| start + document.len())
         });
         let longest = longest.max().unwrap_or(0).max(length);
-        let same = documents.are_whole() && seen.iter().all(|n| *n == seen[0]);
+        let first = seen.first().copied().unwrap_or(0);
+        let same = documents.are_whole() && seen.iter().all(|n| *n == first);
         let angles = spec.ropes.iter().map(|rope| match (rotary(rope, longest), same) {
-            (rotary, true) => rotary.angles(seen[0], documents.tokens()),
+            (rotary, true) => rotary.angles(first, documents.tokens()),
             (rotary, false) => rotary.angles_in(&documents, seen),
         });
         let angles = angles.collect();

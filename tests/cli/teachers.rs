@@ -72,6 +72,7 @@ fn what_a_family_does_not_do() {
         ("a model that sees images", "gemma3", "vision", json!({ "model_type": "gemma3" })),
         ("an activation", "llama", "mish", json!({ "hidden_act": "mish" })),
         ("queries that are cut off", "olmoe", "clipped", json!({ "clip_qkv": 8.0 })),
+        ("a cap that nothing applies", "gemma3", "capped", json!({ "attn_logit_softcapping": 50.0 })),
         ("positions in the scores", "falcon", "alibi", json!({ "alibi": true })),
         ("norms after the sum", "opt", "opt-350m", json!({ "do_layer_norm_before": false })),
         ("a norm for every head", "stablelm", "stablelm-12b", json!({ "qk_layernorm": true })),

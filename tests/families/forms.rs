@@ -15,8 +15,11 @@ fn spec_of(case: &Case, config: Map<String, Value>) -> Spec {
     open(dir.path()).1.spec
 }
 
+/// Cases whose kinds of layers follow no rule.
+const IRREGULAR: [&str; 2] = ["gemma2-plain", "smollm3-window"];
+
 /// config.json as transformers 4 wrote it: rotary positions at the top level, kinds of layers by their rules.
-fn older(config: &Map<String, Value>) -> Map<String, Value> {
+fn older(config: &Map<String, Value>, irregular: bool) -> Map<String, Value> {
     let mut old = config.clone();
     let Some(Value::Object(rope)) = old.remove("rope_parameters") else { return old };
     let neox = config["model_type"] == "gpt_neox";
@@ -37,8 +40,10 @@ fn older(config: &Map<String, Value>) -> Map<String, Value> {
             old.insert("rope_scaling".into(), Value::Object(scaling));
         }
     }
-    old.remove("layer_types");
-    old.remove("no_rope_layers");
+    if !irregular {
+        old.remove("layer_types");
+        old.remove("no_rope_layers");
+    }
     old
 }
 
@@ -47,7 +52,7 @@ fn configs_of_older_versions_mean_the_same() {
     let mut changed = 0;
     for case in Case::all() {
         let new = config(&case.folder);
-        let old = older(&new);
+        let old = older(&new, IRREGULAR.contains(&case.name.as_str()));
         changed += usize::from(old != new);
         assert_eq!(spec_of(&case, old), spec_of(&case, new), "{}", case.name);
     }
@@ -64,7 +69,8 @@ fn files_without_a_head() {
         let bare = |name: &str| name.strip_prefix(base).unwrap_or(name).to_string();
         let mask = ("h.0.attn.bias".to_string(), DType::F32, vec![1, 1, 64, 64]);
         let tensors = model.spec.tensors();
-        let mut declared: Vec<_> = tensors.iter().map(|(name, shape)| (bare(name), DType::BF16, shape.clone())).collect();
+        let mut declared: Vec<_> =
+            tensors.iter().map(|(name, shape)| (bare(name), DType::BF16, shape.clone())).collect();
         declared.extend((name == "gpt2").then(|| mask.clone()));
         let dir = TempDir::new().unwrap();
         let mut writer = Writer::create(dir.path(), declared, 1 << 30).unwrap();

@@ -54,7 +54,8 @@ const EXTRA: [&str; 14] = [
 fn no_config_makes_a_panic() {
     let dir = TempDir::new().unwrap();
     let (mut read, mut refused) = (0, 0);
-    for case in Case::all() {
+    // One of each family.
+    for case in Case::all().into_iter().filter(|case| !case.name.contains('-')) {
         fs::copy(case.folder.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
         let config: Map<String, Value> =
             serde_json::from_slice(&fs::read(case.folder.join("config.json")).unwrap()).unwrap();

@@ -38,7 +38,7 @@ impl Case {
             folder,
         };
         let all: Vec<Case> = folders.into_iter().map(case).collect();
-        assert!(all.len() >= 39, "{} models", all.len());
+        assert!(all.len() >= 55, "{} models", all.len());
         all
     }
 
