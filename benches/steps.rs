@@ -89,7 +89,7 @@ fn measure(mode: &str, steps: usize) {
             student.adapt(adapter.clone(), &model.spec, 0).unwrap();
             for layer in 0..model.spec.layers {
                 for (i, target) in targets.iter().enumerate() {
-                    let [name, _] = Adapter::names(&model.spec.names, layer, *target);
+                    let [name, _] = Adapter::names(&model.spec, layer, *target).expect("the teacher has all of them");
                     let tensor = &student.tensors[&name];
                     let inputs = tensor.dims()[1] as f64;
                     let x = splitmix64(1 + 4 * layer as u64 + i as u64, tensor.elem_count());

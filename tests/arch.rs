@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use subquad::Error;
-use subquad::arch::{Names, Spec};
+use subquad::arch::{Part, Scaling, Spec, Target};
 use subquad::checkpoint::{Checkpoint, Location, Writer};
 use tempfile::TempDir;
 
@@ -82,7 +82,7 @@ fn builtin_teachers() {
     assert_eq!((stories.vocab, stories.width, stories.layers, stories.ffn, stories.context), (512, 64, 5, 172, 512));
     assert_eq!((stories.heads, stories.kv_heads, stories.head_width), (8, 4, 8));
     assert_eq!((stories.bos, stories.eos.as_slice()), (Some(1), [2].as_slice()));
-    assert_eq!((stories.norm_eps, stories.rope.theta, stories.tied), (1e-5, 10_000.0, true));
+    assert_eq!((stories.norm.eps, stories.ropes[0].theta, stories.tied), (1e-5, 10_000.0, true));
     assert_eq!(stories.parameters(), 260_032);
 
     let books = of("builtin:books-llama-7m");
@@ -90,13 +90,14 @@ fn builtin_teachers() {
     assert_eq!((books.heads, books.kv_heads, books.head_width), (4, 2, 64));
     assert_eq!((books.bos, books.eos.as_slice(), books.family), (Some(0), [0].as_slice(), "llama"));
     assert_eq!(books.parameters(), 6_524_160);
-    assert_eq!(Names::of_layer(books.names.q, 3), "model.layers.3.self_attn.q_proj.weight");
+    let place = books.place(3, Part::Weight(Target::Q));
+    assert_eq!(place, Some(("model.layers.3.self_attn.q_proj.weight".into(), 1)));
 }
 
 #[test]
 fn absent_keys_take_the_defaults_of_transformers() {
     let spec = spec(&config(), tensors()).unwrap();
-    assert_eq!((spec.head_width, spec.norm_eps, spec.rope.theta), (2, 1e-6, 10_000.0));
+    assert_eq!((spec.head_width, spec.norm.eps, spec.ropes[0].theta), (2, 1e-6, 10_000.0));
     assert_eq!((spec.bos, spec.eos), (None, vec![2, 3]));
 }
 
@@ -116,7 +117,7 @@ fn generation_config_adds_ends() {
 
 #[test]
 fn rope_theta_stands_in_either_place() {
-    let theta = |config: &Value| spec(config, tensors()).unwrap().rope.theta;
+    let theta = |config: &Value| spec(config, tensors()).unwrap().ropes[0].theta;
     assert_eq!(theta(&with("rope_theta", json!(500.5))), 500.5);
     assert_eq!(theta(&with("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5}))), 5e5);
     assert_eq!(theta(&with("rope_scaling", json!({"type": "default"}))), 1e4);
@@ -130,7 +131,16 @@ fn rope_theta_stands_in_either_place() {
 #[test]
 fn unknown_architectures() {
     says(spec(&with("model_type", json!("lama")), tensors()), "`lama` is not known", "did you mean `llama`?");
-    says(spec(&with("model_type", json!("mamba2")), tensors()), "`mamba2` is not known", "known are `llama`");
+    says(
+        spec(&with("model_type", json!("qwen9_vl")), tensors()),
+        "`qwen9_vl` is not known",
+        "near it are `qwen2`, `qwen3`",
+    );
+    says(
+        spec(&with("model_type", json!("mamba2")), tensors()),
+        "`mamba2` is not known",
+        "CONTRIBUTING.md walks through",
+    );
     says(spec(&with("model_type", Value::Null), tensors()), "`model_type` is missing", "`llama`");
     says(spec(&with("model_type", json!(3)), tensors()), "`model_type` is missing or not a text", "`llama`");
 }
@@ -138,16 +148,13 @@ fn unknown_architectures() {
 #[test]
 fn what_the_decoder_does_not_do_is_refused_with_the_reason() {
     for (key, value, what) in [
-        ("attention_bias", json!(true), "`attention_bias` is true"),
-        ("mlp_bias", json!(true), "`mlp_bias` is true"),
-        ("hidden_act", json!("gelu"), "`hidden_act` is `gelu`"),
+        ("hidden_act", json!("mish"), "`hidden_act` is `mish`"),
         ("sliding_window", json!(4096), "`sliding_window` is set"),
         ("layer_types", json!(["full_attention", "sliding_attention"]), "`layer_types`"),
+        ("layer_types", json!(["full_attention", "mamba"]), "`layer_types` has \"mamba\""),
         ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5"),
-        ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), "of the kind `llama3`"),
-        ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "of the kind `linear`"),
-        ("rope_parameters", json!({"rope_type": "yarn"}), "of the kind `yarn`"),
-        ("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "differs between layers"),
+        ("rope_scaling", json!({"type": "mrope", "mrope_section": [1, 1]}), "of the kind `mrope`"),
+        ("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "differs between kinds of layers"),
         ("rope_parameters", json!({"partial_rotary_factor": 0.25}), "`partial_rotary_factor` is 0.25"),
     ] {
         says(spec(&with(key, value), tensors()), what, "choose another teacher");
@@ -155,6 +162,32 @@ fn what_the_decoder_does_not_do_is_refused_with_the_reason() {
     says(spec(&with("quantization_config", json!({})), tensors()), "quantised weights", "unquantised");
     let kept = with("layer_types", json!(["full_attention", "full_attention"]));
     assert!(spec(&kept, tensors()).is_ok());
+}
+
+/// Every number of a scaling is held to bounds, and what must be there is asked for.
+#[test]
+fn impossible_scalings() {
+    let scaled = |scaling: Value| spec(&with("rope_scaling", scaling), tensors());
+    for (scaling, what) in [
+        (json!({"type": "linear"}), "`factor` is missing"),
+        (json!({"type": "linear", "factor": 0}), "`factor` is 0"),
+        (json!({"type": "linear", "factor": "2"}), "`factor` is \"2\""),
+        (json!({"type": "dynamic", "factor": 2.0}), "need more than one pair"),
+        (json!({"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}), "is not below"),
+        (json!({"type": "yarn", "factor": 1e300}), "`factor` is 1e+300"),
+        (json!({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}), "`rope_theta` is 1"),
+        (json!({"type": "yarn", "original_max_position_embeddings": 1}), "nothing can be scaled from it"),
+        (json!({"type": "longrope", "short_factor": [1.0]}), "`long_factor` is missing"),
+        (json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0]}), "have 1 and 2 numbers"),
+        (json!({"type": "longrope", "short_factor": [-1.0], "long_factor": [1.0]}), "`short_factor` is [-1.0]"),
+    ] {
+        says(scaled(scaling), what, "download");
+    }
+    let kept = scaled(json!({"type": "linear", "factor": 2.0})).unwrap();
+    assert_eq!(kept.ropes[0].scaling, Scaling::Linear { factor: 2.0 });
+    let mut both = with("rope_scaling", json!({"type": "linear", "factor": 2.0}));
+    both["rope_parameters"] = json!({"rope_type": "linear", "factor": 4.0});
+    says(spec(&both, tensors()), "`rope_parameters` and `rope_scaling` scale", "trained with");
 }
 
 #[test]
@@ -169,7 +202,7 @@ fn impossible_sizes() {
         ("hidden_size", json!(5), "no multiple of `num_attention_heads`"),
         ("num_hidden_layers", json!(1_000_000_000), "`num_hidden_layers` is 1000000000"),
         ("num_key_value_heads", json!(3), "`num_attention_heads`, 2, is no multiple of `num_key_value_heads`, 3"),
-        ("head_dim", json!(3), "the head width, 3, is odd"),
+        ("head_dim", json!(3), "rotary positions on 3 channels"),
         ("vocab_size", json!(u64::MAX), "`vocab_size` is 18446744073709551615"),
         ("max_position_embeddings", json!(0), "`max_position_embeddings` is 0"),
         ("rms_norm_eps", json!(0.0), "`rms_norm_eps` is 0"),
@@ -244,7 +277,7 @@ fn converted_models_keep_the_teachers_spec() {
     };
     says(spec(&change("format", json!(2)), tensors()), "newer subquad (format 2; this one reads 1)", "update");
     says(spec(&change("format", json!("1")), tensors()), "`subquad.format` is missing or impossible", "again");
-    says(spec(&change("teacher_model_type", json!("gpt5")), tensors()), "`gpt5` is not known", "`llama`");
-    says(spec(&change("teacher_model_type", json!("subquad")), tensors()), "`subquad` is not known", "`llama`");
+    says(spec(&change("teacher_model_type", json!("gpt5")), tensors()), "`gpt5` is not known", "gpt2");
+    says(spec(&change("teacher_model_type", json!("subquad")), tensors()), "`subquad` is not known", "teachers");
     says(spec(&with("model_type", json!("subquad")), tensors()), "the block `subquad` is missing", "again");
 }

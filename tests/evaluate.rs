@@ -60,7 +60,7 @@ fn layer_errors_are_those_of_their_definition() {
         if untrained.replaced(tap.layer) {
             let bound = view.bind(tap.layer, None, |_| false).mixer;
             let own = untrained.mixer(tap.layer).mix(tap.heads, &bound, None, Branches::Both)?;
-            let o = model.layers[tap.layer].weight(Target::O).t()?;
+            let o = model.layers[tap.layer].weight(Target::O)?.t()?;
             let [own, target] = [own.value(), tap.output.value()].map(|x| x.flatten_from(2)?.broadcast_matmul(&o));
             let (own, target) = (own?, target?);
             let square = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();

@@ -1,10 +1,12 @@
-//! What README.md shows is true: its recipes are valid, its recipe files and examples exist.
+//! What README.md and CONTRIBUTING.md show is true: recipes are valid, files exist, code is the code that is there.
 
 use std::path::Path;
 
 use subquad::recipe::{EMBEDDED, Recipe, render};
 
 const README: &str = include_str!("../README.md");
+
+const CONTRIBUTING: &str = include_str!("../CONTRIBUTING.md");
 
 /// The insides of fenced blocks of this language.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -36,5 +38,22 @@ fn named_files_exist() {
     }
     for (name, _) in EMBEDDED {
         assert!(README.contains(&format!("recipes/{name}.toml")), "README.md does not mention recipes/{name}.toml");
+    }
+}
+
+/// The walk through a family shows the code of that family, and the files that it names exist.
+#[test]
+fn the_walk_through_a_family_is_true() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let walk = CONTRIBUTING.split("## Add a family of teachers").nth(1).unwrap().split("\n## ").next().unwrap();
+    let shown = walk.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    let shown: Vec<&str> = shown.lines().map(|line| line.strip_prefix("   ").unwrap_or(line)).collect();
+    let granite = std::fs::read_to_string(root.join("src/arch/granite.rs")).unwrap();
+    assert!(granite.contains(shown.join("\n").trim()), "CONTRIBUTING.md shows other code than src/arch/granite.rs");
+    let words = walk.split(|c: char| c.is_whitespace() || "`():,;".contains(c));
+    let files = words.filter(|w| ["src/", "tests/"].iter().any(|f| w.starts_with(f)) && !w.contains("NAME"));
+    assert!(files.clone().count() > 5);
+    for file in files {
+        assert!(root.join(file.trim_end_matches('.')).exists(), "{file}");
     }
 }

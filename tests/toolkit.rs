@@ -29,11 +29,13 @@ fn at(f: Map, points: &[f32]) -> (Vec<f32>, Vec<f32>) {
 fn maps() {
     type Reference = fn(&Tensor) -> candle_core::Result<Tensor>;
     let sigmoid: Reference = |x| (x.neg()?.exp()? + 1.0)?.recip();
-    let cases: [(Map, Reference); 14] = [
+    let cases: [(Map, Reference); 16] = [
         (Map::Sigmoid, sigmoid),
         (Map::LogSigmoid, |x| (x.neg()?.exp()? + 1.0)?.log()?.neg()),
         (Map::Softplus, |x| (x.exp()? + 1.0)?.log()),
         (Map::Silu, |x| x.silu()),
+        (Map::Gelu, |x| x.gelu_erf()),
+        (Map::GeluTanh, |x| x.gelu()),
         (Map::Relu, |x| x.relu()),
         (Map::ReluSquared, |x| x.relu()?.sqr()),
         (Map::EluPlusOne, |x| x.elu(1.0)? + 1.0),
@@ -68,6 +70,8 @@ fn maps_saturate_exactly() {
         (Map::LogSigmoid, linear(-1.0), step(-1.0)),
         (Map::Softplus, linear(1.0), step(1.0)),
         (Map::Silu, linear(1.0), step(1.0)),
+        (Map::Gelu, linear(1.0), step(1.0)),
+        (Map::GeluTanh, linear(1.0), step(1.0)),
         (Map::Relu, linear(1.0), step(1.0)),
         (Map::EluPlusOne, linear(1.0).map(|x| if x > 0.0 { x + 1.0 } else { x }), step(1.0)),
         (Map::Tanh, far.map(f32::signum), [0.0; 6]),

@@ -282,7 +282,7 @@ fn resuming_changes_nothing() {
 fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_layer() {
     let model = models::teacher("stories260K");
     let mut student = models::student(&model, Some(16), &[]);
-    let name = Student::tensor_name(3, "q_map");
+    let name = student.tensor_name(3, "q_map");
     let broken = (&student.tensors[&name] * f64::NAN).unwrap();
     student.tensors.insert(name, broken);
     let before = student.tensors.clone();

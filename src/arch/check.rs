@@ -4,27 +4,30 @@ use std::collections::BTreeSet;
 
 use safetensors::Dtype;
 
-use super::{Names, Spec};
+use super::{Part, Spec};
 use crate::checkpoint::{Checkpoint, TensorInfo, shown};
 use crate::error::{Error, Result};
 
 /// Every tensor there, of the right shape, of a type that is read; none that would silently not be used.
 pub(super) fn check(spec: &Spec, checkpoint: &Checkpoint, converted: bool) -> Result<()> {
-    let expected = spec.tensors();
-    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    for (name, shape) in &expected {
-        let Some(info) = checkpoint.info(name) else {
-            return Err(match name == spec.names.head {
-                true => no_head(spec, checkpoint),
-                false => checkpoint.missing(name, |other| !known.contains(other)),
+    let expected = spec.stored();
+    let known: BTreeSet<&str> = expected.iter().map(|stored| stored.name.as_str()).collect();
+    for stored in &expected {
+        let Some(info) = checkpoint.info(&stored.name) else {
+            return Err(match stored.parts[..] {
+                [(Part::Head, _)] => no_head(&stored.name, checkpoint),
+                _ => checkpoint.missing(&stored.name, |other| !known.contains(other)),
             });
         };
-        require(checkpoint, info, shape)?;
+        require(checkpoint, info, &stored.shape)?;
     }
+    let heads = spec.names.after.iter().filter(|stored| stored.parts == [Part::Head]);
+    let heads: Vec<&str> = heads.map(|stored| stored.name).collect();
+    let ignored = |name: &str| spec.names.ignored.iter().any(|end| name.ends_with(end));
     for info in checkpoint.tensors().iter().filter(|info| !known.contains(info.name.as_str())) {
-        if info.name == spec.names.head {
+        if heads.contains(&info.name.as_str()) {
             require(checkpoint, info, &[spec.vocab, spec.width])?;
-        } else if !(info.name.ends_with(".rotary_emb.inv_freq") || converted && is_mixer(spec, &info.name)) {
+        } else if !(ignored(&info.name) || converted && is_mixer(spec, &info.name)) {
             return Err(Error::checkpoint(
                 checkpoint.path(),
                 format!("the tensor `{}` has no place in the architecture `{}`", shown(&info.name), spec.family),
@@ -49,19 +52,20 @@ fn require(checkpoint: &Checkpoint, info: &TensorInfo, shape: &[usize]) -> Resul
     }
 }
 
-fn no_head(spec: &Spec, checkpoint: &Checkpoint) -> Error {
+fn no_head(name: &str, checkpoint: &Checkpoint) -> Error {
     Error::checkpoint(
         checkpoint.path(),
-        format!("there is no tensor `{}`, and `tie_word_embeddings` is not true", spec.names.head),
+        format!("there is no tensor `{name}`, and `tie_word_embeddings` is not true"),
         "if the head shares the embedding's weights, set `tie_word_embeddings` to true in `config.json`; else download the model again",
     )
 }
 
-/// Whether `name` is a tensor of a mixer of a layer that exists: beside the projections, under `mixer.`.
+/// Whether `name` is a tensor of a mixer of a layer that exists.
 fn is_mixer(spec: &Spec, name: &str) -> bool {
-    let Some((before, after)) = spec.names.q.split_once("{}") else { return false };
-    let Some((layer, rest)) = name.strip_prefix(before).and_then(|n| n.split_once('.')) else { return false };
-    let attention = after.trim_start_matches('.').split('.').next().unwrap_or_default();
-    let exists = layer.parse().is_ok_and(|n: usize| n < spec.layers && Names::of_layer("{}", n) == layer);
-    exists && rest.strip_prefix(attention).is_some_and(|r| r.starts_with(".mixer."))
+    let exists = |number: &str| {
+        number.parse().is_ok_and(|layer: usize| {
+            layer < spec.layers && layer.to_string() == number && name.starts_with(&spec.mixer_prefix(layer))
+        })
+    };
+    name.split('.').any(exists)
 }

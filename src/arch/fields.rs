@@ -46,11 +46,31 @@ impl<'a> Fields<'a> {
 
     /// `true` or `false`; absent means `false`.
     pub fn flag(&self, key: &str) -> Result<bool> {
+        self.flag_or(key, false)
+    }
+
+    /// `true` or `false`.
+    pub fn flag_or(&self, key: &str, absent: bool) -> Result<bool> {
         match self.get(key) {
-            None => Ok(false),
+            None => Ok(absent),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(value) => Err(self.impossible(key, value, "true or false")),
         }
+    }
+
+    /// A number above 0 and at most `most`, unless the key is absent.
+    pub fn optional_positive(&self, key: &str, most: f64) -> Result<Option<f64>> {
+        self.get(key).map(|_| self.number(key, f64::from(f32::MIN_POSITIVE), most, most)).transpose()
+    }
+
+    /// Whole numbers up to `most`; absent means none.
+    pub fn list(&self, key: &str, most: usize) -> Result<Option<Vec<usize>>> {
+        const LONGEST: usize = 1 << 12;
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most);
+        let list = value.as_array().filter(|list| list.len() <= LONGEST);
+        let list = list.and_then(|list| list.iter().map(number).collect::<Option<Vec<usize>>>());
+        list.map(Some).ok_or_else(|| self.impossible(key, value, &format!("a list of whole numbers up to {most}")))
     }
 
     /// A text.

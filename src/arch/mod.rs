@@ -4,8 +4,31 @@
 //! something else is worse than one that does not load.
 
 mod check;
+mod common;
+mod falcon;
 mod fields;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
+mod mistral;
+mod mixtral;
+mod names;
+mod olmo2;
+mod olmoe;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod ropes;
+mod smollm3;
+mod spec;
+mod stablelm;
+mod starcoder2;
 
 use std::path::Path;
 
@@ -13,164 +36,95 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{CONFIG, Checkpoint, nearest, shown};
 use crate::error::{Error, Result};
-use crate::mixer::Site;
 use fields::Fields;
+
+pub use names::{Arrangement, Names, NormAt, Part, Stored, Target};
+pub use spec::{
+    Activation, Block, Experts, Layout, Learned, Multipliers, Norm, NormKind, QkNorm, Rope, Scaling, Spec, StoredTensor,
+};
 
 /// `model_type` of the models that this crate writes.
 pub const MODEL_TYPE: &str = "subquad";
 /// The newest form of the `subquad` block of `config.json` that is read.
 pub const FORMAT: u64 = 1;
-
-/// A decoder as plain data. Letters as in the crate's legend.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Spec {
-    /// Name of the [`Family`].
-    pub family: &'static str,
-    /// Entries of the vocabulary.
-    pub vocab: usize,
-    /// `D`, width of the residual stream.
-    pub width: usize,
-    /// Number of blocks.
-    pub layers: usize,
-    /// `H`, query heads.
-    pub heads: usize,
-    /// `G`, key-value heads; divides `H`.
-    pub kv_heads: usize,
-    /// `K`, width of a head; need not be `D / H`.
-    pub head_width: usize,
-    /// Width of the MLP's hidden layer.
-    pub ffn: usize,
-    /// Tokens that the teacher was trained to see.
-    pub context: usize,
-    /// Added to the mean square in RMSNorm.
-    pub norm_eps: f64,
-    pub rope: Rope,
-    /// Whether the head shares the embedding's weights.
-    pub tied: bool,
-    /// Token that starts a text.
-    pub bos: Option<u32>,
-    /// Tokens that end a text; `config.json`'s first.
-    pub eos: Vec<u32>,
-    pub names: Names,
-}
-
-/// Rotary position embedding of the whole head width, halves rotated against each other.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies: pair `i` turns by `theta^(-2i/K)` per token.
-    pub theta: f64,
-}
-
-/// Names of the tensors; `{}` in a name stands for the layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Names {
-    /// `[vocab, D]`
-    pub embed: &'static str,
-    /// `[D]`
-    pub final_norm: &'static str,
-    /// `[vocab, D]`, absent when tied
-    pub head: &'static str,
-    /// `[D]`
-    pub attn_norm: &'static str,
-    /// `[H K, D]`
-    pub q: &'static str,
-    /// `[G K, D]`
-    pub k: &'static str,
-    /// `[G K, D]`
-    pub v: &'static str,
-    /// `[D, H K]`
-    pub o: &'static str,
-    /// `[D]`
-    pub mlp_norm: &'static str,
-    /// `[ffn, D]`
-    pub gate: &'static str,
-    /// `[ffn, D]`
-    pub up: &'static str,
-    /// `[D, ffn]`
-    pub down: &'static str,
-}
-
-impl Names {
-    /// The name that `template` has in `layer`.
-    pub fn of_layer(template: &str, layer: usize) -> String {
-        template.replace("{}", &layer.to_string())
-    }
-}
+/// Keys that an exported config.json uses for its own layers. What the teacher says under them is kept in the object
+/// [`OF_TEACHER`] beside the block.
+pub const REUSED: [&str; 4] = ["layer_types", "sliding_window", "use_sliding_window", "max_window_layers"];
+/// The object of an exported config.json that holds the teacher's own values of [`REUSED`].
+pub const OF_TEACHER: &str = "subquad_teacher";
 
 /// A family of teachers.
 pub struct Family {
     pub name: &'static str,
+    /// What people know its models as.
+    pub models: &'static str,
     /// The `model_type`s of `config.json` that it reads.
     pub model_types: &'static [&'static str],
-    /// Reads `config.json`, whose place the path names for messages.
-    pub spec: fn(&Map<String, Value>, &Path) -> Result<Spec>,
+    /// What of it is read and kept, in a few words each.
+    pub supported: &'static [&'static str],
+    /// What is refused, with the reason where it is not plain.
+    pub refused: &'static [&'static str],
+    /// Reads `config.json`.
+    spec: fn(&Fields) -> Result<Spec>,
 }
 
 /// All families.
-pub static FAMILIES: &[Family] = &[llama::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    smollm3::FAMILY,
+    granite::FAMILY,
+    starcoder2::FAMILY,
+    stablelm::FAMILY,
+    gpt2::FAMILY,
+    opt::FAMILY,
+    gpt_neox::FAMILY,
+    falcon::FAMILY,
+    mixtral::FAMILY,
+    qwen3_moe::FAMILY,
+    olmoe::FAMILY,
+];
 
 impl Spec {
     /// The architecture of a teacher or of a converted model, held to the names, shapes and types in the headers.
     pub fn of(checkpoint: &Checkpoint) -> Result<Spec> {
         let path = checkpoint.files().place(CONFIG);
-        let mut spec = match conversion(checkpoint.config(), &path)? {
-            None => family(checkpoint.config(), "model_type", &path)?(checkpoint.config(), &path)?,
+        let block = conversion(checkpoint.config(), &path)?;
+        let mut spec = match block {
+            None => (family(checkpoint.config(), "model_type", &path)?.spec)(&Fields {
+                map: checkpoint.config(),
+                path: &path,
+            })?,
             Some(block) => {
-                let read = family(block, "teacher_model_type", &path)?;
-                // Written for other programs, which know windows and linear layers by these keys; the block has the truth.
-                let mut config = checkpoint.config().clone();
-                config.retain(|key, _| key != "layer_types" && key != "sliding_window");
-                read(&config, &path)?
+                let family = family(block, "teacher_model_type", &path)?;
+                let config = of_teacher(checkpoint.config());
+                (family.spec)(&Fields { map: &config, path: &path })?
             }
         };
+        // Files that were saved without a head lack what all other names begin with.
+        let base = spec.names.base;
+        spec.bare = !checkpoint.tensors().iter().any(|tensor| tensor.name.starts_with(base));
         add_generation_ends(&mut spec, checkpoint)?;
-        check::check(&spec, checkpoint, conversion(checkpoint.config(), &path)?.is_some())?;
+        check::check(&spec, checkpoint, block.is_some())?;
         Ok(spec)
     }
+}
 
-    /// What the mixer of a layer is told.
-    pub fn site(&self, layer: usize) -> Site {
-        Site {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            width: self.head_width,
-            model_width: self.width,
-            layer,
-            layers: self.layers,
-        }
+/// The config.json of a converted model as its teacher's family reads it.
+fn of_teacher(config: &Map<String, Value>) -> Map<String, Value> {
+    let mut config = config.clone();
+    config.retain(|key, _| !REUSED.contains(&key.as_str()));
+    if let Some(Value::Object(own)) = config.remove(OF_TEACHER) {
+        config.extend(own.into_iter().filter(|(key, _)| REUSED.contains(&key.as_str())));
     }
-
-    /// Name and shape of every tensor of the teacher, in the order in which a forward pass needs them. A tied head is
-    /// not among them.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, q, kv) = (self.width, self.heads * self.head_width, self.kv_heads * self.head_width);
-        let names = &self.names;
-        let mut all = vec![(names.embed.to_string(), vec![self.vocab, d])];
-        for layer in 0..self.layers {
-            let block = [
-                (names.attn_norm, vec![d]),
-                (names.q, vec![q, d]),
-                (names.k, vec![kv, d]),
-                (names.v, vec![kv, d]),
-                (names.o, vec![d, q]),
-                (names.mlp_norm, vec![d]),
-                (names.gate, vec![self.ffn, d]),
-                (names.up, vec![self.ffn, d]),
-                (names.down, vec![d, self.ffn]),
-            ];
-            all.extend(block.into_iter().map(|(template, shape)| (Names::of_layer(template, layer), shape)));
-        }
-        all.push((names.final_norm.to_string(), vec![d]));
-        if !self.tied {
-            all.push((names.head.to_string(), vec![self.vocab, d]));
-        }
-        all
-    }
-
-    /// Number of the teacher's weights; a tied head counts once.
-    pub fn parameters(&self) -> usize {
-        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
-    }
+    config
 }
 
 /// The `subquad` block of a converted model, or `None` for any other model.
@@ -193,27 +147,37 @@ pub fn conversion<'a>(config: &'a Map<String, Value>, path: &Path) -> Result<Opt
     }
 }
 
-type Reader = fn(&Map<String, Value>, &Path) -> Result<Spec>;
-
-/// The reader of the family that the text under `key` names.
-fn family(object: &Map<String, Value>, key: &str, path: &Path) -> Result<Reader> {
+/// The family that the text under `key` names.
+fn family(object: &Map<String, Value>, key: &str, path: &Path) -> Result<&'static Family> {
     let known = || FAMILIES.iter().flat_map(|f| f.model_types.iter().copied());
-    let list = known().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let Some(name) = object.get(key).and_then(Value::as_str) else {
+        let list = known().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         return Err(Error::config(
             path,
             format!("`{key}` is missing or not a text"),
             format!("it names the architecture; known are {list}"),
         ));
     };
-    FAMILIES.iter().find(|f| f.model_types.contains(&name)).map(|f| f.spec).ok_or_else(|| {
-        let near = nearest(name, known()).map(|near| format!("did you mean `{near}`? "));
-        Error::config(
-            path,
-            format!("the architecture `{}` is not known", shown(name)),
-            format!("{}known are {list}", near.unwrap_or_default()),
-        )
-    })
+    FAMILIES.iter().find(|f| f.model_types.contains(&name)).ok_or_else(|| unknown(name, known(), path))
+}
+
+/// The error for a type that no family has: what is near, and what to do about it.
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, path: &Path) -> Error {
+    // `qwen4` is no misspelt `qwen2`, but whoever has one may look at all that begin so.
+    let stem = |word: &str| word.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default().to_lowercase();
+    let kin = known.clone().filter(|other| stem(name).len() > 2 && stem(other) == stem(name));
+    let mut near: Vec<&str> = kin.collect();
+    near.extend(nearest(name, known).filter(|nearest| !near.contains(nearest)));
+    let near = match &near[..] {
+        [] => String::new(),
+        [one] => format!("did you mean `{one}`? "),
+        all => format!("near it are {}. ", all.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")),
+    };
+    let hint = format!(
+        "{near}`subquad teachers` lists what is known. A new family is one file and one line in src/arch: \
+         CONTRIBUTING.md walks through it"
+    );
+    Error::config(path, format!("the architecture `{}` is not known", shown(name)), hint)
 }
 
 /// Appends the ends of text that `generation_config.json` adds to `config.json`'s: chat models stop at more than one.

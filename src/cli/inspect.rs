@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::architecture;
 use super::format::{self, Align, table};
 use super::opened::Opened;
 use super::printer::Printer;
-use crate::arch;
+use crate::arch::{self, Spec};
 use crate::checkpoint::CONFIG;
-use crate::mixer;
-use crate::model::{Conversion, Student};
+use crate::mixer::Mixer;
+use crate::model::{Conversion, Student, softmax};
 use crate::{Error, Result};
 
 /// Show architecture, sizes, and the mixers of a converted model, from its headers alone
@@ -27,22 +28,14 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Inspection {
     model: String,
-    family: &'static str,
     /// Without the mixers'.
     parameters: usize,
-    vocab: usize,
-    width: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_width: usize,
-    ffn: usize,
-    context: usize,
-    rope_theta: f64,
+    /// All of the architecture.
+    #[serde(flatten)]
+    spec: Spec,
+    /// Of the first kind of rotary positions.
+    rope_theta: Option<f64>,
     norm_eps: f64,
-    tied: bool,
-    bos: Option<u32>,
-    eos: Vec<u32>,
     /// Of all tensors.
     bytes: u64,
     tensors: usize,
@@ -91,21 +84,10 @@ impl Inspection {
         }
         Ok(Inspection {
             model: checkpoint.path().display().to_string(),
-            family: spec.family,
             parameters: spec.parameters(),
-            vocab: spec.vocab,
-            width: spec.width,
-            layers: spec.layers,
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            head_width: spec.head_width,
-            ffn: spec.ffn,
-            context: spec.context,
-            rope_theta: spec.rope.theta,
-            norm_eps: spec.norm_eps,
-            tied: spec.tied,
-            bos: spec.bos,
-            eos: spec.eos.clone(),
+            spec: spec.clone(),
+            rope_theta: spec.ropes.first().map(|rope| rope.theta),
+            norm_eps: spec.norm.eps,
             bytes: checkpoint.total_bytes(),
             tensors: checkpoint.tensors().len(),
             dtypes,
@@ -115,21 +97,19 @@ impl Inspection {
     }
 
     fn rendered(&self) -> String {
-        let rope = format!("theta {}", self.rope_theta);
-        let tied = if self.tied { ", tied head" } else { "" };
+        let spec = &self.spec;
+        let tied = if spec.tied { ", tied head" } else { "" };
         let parameters = format::count(self.parameters as u64);
         let mut lines = vec![
             ("model", self.model.clone()),
-            ("family", self.family.to_string()),
+            ("family", spec.family.to_string()),
             ("parameters", format!("{parameters} in {} tensors, {}", self.tensors, format::bytes(self.bytes))),
-            ("layers", self.layers.to_string()),
-            ("width", self.width.to_string()),
-            ("heads", format!("{} on {} key-value heads, width {}", self.heads, self.kv_heads, self.head_width)),
-            ("mlp", self.ffn.to_string()),
-            ("vocabulary", format!("{}{tied}", format::count(self.vocab as u64))),
-            ("context", format::count(self.context as u64)),
-            ("rope", rope),
+            ("layers", spec.layers.to_string()),
+            ("width", spec.width.to_string()),
         ];
+        lines.extend(architecture::lines(spec));
+        lines.push(("vocabulary", format!("{}{tied}", format::count(spec.vocab as u64))));
+        lines.push(("context", format::count(spec.context as u64)));
         let amount = |(name, amount): (&String, &Amount)| format!("{name} {}", format::bytes(amount.bytes));
         lines.push(("types", self.dtypes.iter().map(amount).collect::<Vec<_>>().join(", ")));
         let files = match self.files.len() {
@@ -159,11 +139,10 @@ impl Converted {
         if let Some((name, ..)) = added.iter().find(|(name, ..)| checkpoint.info(name).is_none()) {
             return Err(checkpoint.missing(name, |_| true));
         }
-        let keys_and_values = mixer::Mixer::state_bytes(&mixer::Softmax::new(spec.site(0)), spec.context);
         Ok(Some(Converted {
             mixer_parameters: added.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum(),
             state_bytes: outline.state_bytes(spec.context),
-            teacher_state_bytes: keys_and_values * spec.layers,
+            teacher_state_bytes: (0..spec.layers).map(|l| softmax(spec, l).state_bytes(spec.context)).sum(),
             replaced_layers: (0..spec.layers).filter(|&layer| outline.replaced(layer)).collect(),
             conversion: outline.conversion,
         }))

@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything for people to stderr. Exit status: 0 done, 1 the input was wrong, 2 we failed, 130
 //! interrupted; a reader that closes our output early is no failure.
 
+mod architecture;
 mod check;
 mod completions;
 mod convert;
@@ -21,6 +22,7 @@ mod recipes;
 mod schema;
 mod stop;
 mod sweep;
+mod teachers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ enum Command {
     Evaluate(evaluate::Args),
     Generate(generate::Args),
     Mixers(mixers::Args),
+    Teachers(teachers::Args),
     Recipes(recipes::Args),
     Schema(schema::Args),
     Completions(completions::Args),
@@ -72,6 +75,7 @@ impl Command {
             Command::Evaluate(args) => args.run(printer),
             Command::Generate(args) => args.run(printer),
             Command::Mixers(args) => args.run(printer),
+            Command::Teachers(args) => args.run(printer),
             Command::Recipes(args) => args.run(printer),
             Command::Schema(args) => args.run(printer),
             Command::Completions(args) => args.run(printer, &mut Cli::command()),

@@ -106,8 +106,8 @@ fn bare<'a>(teacher: &'a Model, student: &'a Student) -> View<'a> {
 
 /// Sums of every view on one batch; views on one head share its pass.
 fn score(views: &[(&str, View)], hidden: &[Tensor], targets: &[u32]) -> Result<Vec<Sums>> {
-    let heads: Vec<&Tensor> = views.iter().map(|(_, v)| &v.model.head).collect();
-    let models: Vec<(&Tensor, &Tensor)> = hidden.iter().zip(heads).collect();
+    let heads: Vec<&head::Head> = views.iter().map(|(_, v)| &v.model.head).collect();
+    let models: Vec<(&Tensor, &head::Head)> = hidden.iter().zip(heads).collect();
     head::compare(&models, targets)
 }
 

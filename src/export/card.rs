@@ -134,10 +134,11 @@ fn attention(model: &Model, student: &Student) -> String {
         }
         false => {
             let list = kept.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-            let _ = writeln!(
-                text,
-                "- Layers that keep softmax attention: {list} (counted from 0). Their state grows with every token."
-            );
+            let grows = match kept.iter().all(|&layer| model.spec.blocks[layer].window.is_some()) {
+                true => "They keep the teacher's window, so their state has a largest size.",
+                false => "Their state grows with every token.",
+            };
+            let _ = writeln!(text, "- Layers that keep softmax attention: {list} (counted from 0). {grows}");
         }
     }
     text

@@ -4,7 +4,7 @@ use candle_core::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::arch::{MODEL_TYPE, Spec};
+use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
 use crate::model::{Conversion, Model};
 use crate::{Error, Result};
 
@@ -12,19 +12,15 @@ use crate::{Error, Result};
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
-const DROPPED: [&str; 10] = [
-    "auto_map",
-    "_name_or_path",
-    "transformers_version",
-    "_attn_implementation",
-    "use_sliding_window",
-    "max_window_layers",
-    "sliding_window",
-    // `rope_theta` at the top level takes their place: transformers 4 reads no theta from `rope_parameters`.
-    "rope_parameters",
-    "rope_scaling",
-    MODEL_TYPE,
-];
+const DROPPED: [&str; 7] =
+    ["auto_map", "_name_or_path", "transformers_version", "_attn_implementation", MODEL_TYPE, OF_TEACHER, DECODER];
+/// The decoder as data, in the words of [`Spec`], for programs that know no families. Nothing here reads it: the
+/// teacher's own keys say the same.
+const DECODER: &str = "subquad_decoder";
+/// Keys whose place `rope_theta` at the top level takes where nothing else is said of rotary positions: transformers 4
+/// reads no theta from `rope_parameters`.
+const ROPE: [&str; 2] = ["rope_parameters", "rope_scaling"];
+const PLAIN: [&str; 3] = ["rope_type", "type", "rope_theta"];
 
 /// The name that transformers and torch give a type; `None` for types that weights are not exported in.
 pub(super) fn dtype_word(dtype: DType) -> Option<&'static str> {
@@ -57,8 +53,6 @@ pub(super) fn config(
         ("head_dim", json!(spec.head_width)),
         ("intermediate_size", json!(spec.ffn)),
         ("max_position_embeddings", json!(spec.context)),
-        ("rms_norm_eps", json!(spec.norm_eps)),
-        ("rope_theta", json!(spec.rope.theta)),
         ("tie_word_embeddings", json!(spec.tied)),
         ("bos_token_id", of_teacher("bos_token_id")),
         ("eos_token_id", of_teacher("eos_token_id")),
@@ -68,13 +62,33 @@ pub(super) fn config(
         ("use_cache", json!(true)),
         ("layer_types", json!(layer_types(spec, conversion))),
     ]);
+    if spec.norm.kind != NormKind::Layer {
+        config.insert("rms_norm_eps".into(), json!(spec.norm.eps));
+    }
+    let plain = |rope: &Rope| rope.scaling == Scaling::None && rope.width == spec.head_width;
+    let plain = matches!(&spec.ropes[..], [rope] if plain(rope));
+    if let [rope] = &spec.ropes[..] {
+        config.insert("rope_theta".into(), json!(rope.theta));
+    }
     // What else the teacher's file says, such as `hidden_act`, belongs to its architecture and is kept.
-    for (key, value) in teacher.iter().filter(|(key, _)| !DROPPED.contains(&key.as_str())) {
+    let said = |value: &Value| value.as_object().is_none_or(|map| map.keys().all(|key| PLAIN.contains(&key.as_str())));
+    let dropped = |key: &str, value: &Value| {
+        DROPPED.contains(&key) || REUSED.contains(&key) || plain && ROPE.contains(&key) && said(value)
+    };
+    for (key, value) in teacher.iter().filter(|(key, value)| !dropped(key, value)) {
         config.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    // Where its windows are, which the keys of the same names say of the converted layers.
+    let own = teacher.iter().filter(|(key, _)| REUSED.contains(&key.as_str()));
+    let own: Map<String, Value> = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+    if !own.is_empty() {
+        config.insert(OF_TEACHER.into(), Value::Object(own));
     }
     if let Some(window) = conversion.window {
         config.insert("sliding_window".into(), json!(window.size));
     }
+    let decoder = serde_json::to_value(spec).map_err(|e| Error::Internal(e.to_string()))?;
+    config.insert(DECODER.into(), decoder);
     let block = serde_json::to_value(conversion).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(MODEL_TYPE.into(), block);
     Ok(config)
@@ -83,7 +97,11 @@ pub(super) fn config(
 /// transformers' words for the kinds of layers: which cache each of them needs.
 fn layer_types(spec: &Spec, conversion: &Conversion) -> Vec<&'static str> {
     let replaced = if conversion.window.is_some() { "hybrid_sliding" } else { "linear_attention" };
-    let word = |layer| if conversion.softmax_layers.contains(&layer) { "full_attention" } else { replaced };
+    let word = |layer| match conversion.softmax_layers.contains(&layer) {
+        true if spec.blocks[layer].window.is_some() => "sliding_attention",
+        true => "full_attention",
+        false => replaced,
+    };
     (0..spec.layers).map(word).collect()
 }
 

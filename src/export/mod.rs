@@ -123,25 +123,20 @@ fn under(error: Error, temporary: &Path, to: &Path) -> Error {
 }
 
 /// A tensor as it is to be stored.
-struct Stored<'a> {
+struct Stored {
     name: String,
     dtype: DType,
-    tensor: &'a Tensor,
+    tensor: Tensor,
 }
 
-impl Stored<'_> {
+impl Stored {
     fn bytes(&self) -> u64 {
         (self.tensor.elem_count() * self.dtype.size_in_bytes()) as u64
     }
 }
 
 /// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer.
-fn tensors<'a>(
-    model: &'a Model,
-    student: &'a Student,
-    teacher: &Checkpoint,
-    options: &ExportOptions,
-) -> Result<Vec<Stored<'a>>> {
+fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &ExportOptions) -> Result<Vec<Stored>> {
     if student.adapter.is_some() {
         return Err(Error::Internal("the adapter must be merged before the export".into()));
     }
@@ -152,19 +147,18 @@ fn tensors<'a>(
         ));
     }
     let mut all = Vec::new();
-    for (name, _) in model.spec.tensors() {
-        let dtype = match (options.dtype, teacher.info(&name)) {
+    for stored in model.spec.stored() {
+        let dtype = match (options.dtype, teacher.info(&stored.name)) {
             (Some(dtype), _) => dtype,
             (None, Some(info)) => DType::try_from(info.dtype)?,
-            (None, None) => return Err(teacher.missing(&name, |_| true)),
+            (None, None) => return Err(teacher.missing(&stored.name, |_| true)),
         };
-        let tensor = model.named(&name).ok_or_else(|| Error::Internal(format!("the model has no `{name}`")))?;
-        all.push(Stored { name, dtype, tensor });
+        all.push(Stored { tensor: model.stored(&stored)?, name: stored.name, dtype });
     }
     for (name, ..) in student.new_tensors() {
         let tensor = student.tensors.get(&name);
         let tensor = tensor.ok_or_else(|| Error::Internal(format!("the student has no `{name}`")))?;
-        all.push(Stored { name, dtype: DType::F32, tensor });
+        all.push(Stored { tensor: tensor.clone(), name, dtype: DType::F32 });
     }
     Ok(all)
 }
@@ -187,7 +181,7 @@ fn write_weights(folder: &Path, tensors: &[Stored], shard_bytes: u64, progress: 
     let mut done = 0;
     for stored in tensors {
         check_interrupt()?;
-        writer.write(&stored.name, stored.tensor)?;
+        writer.write(&stored.name, &stored.tensor)?;
         done += stored.bytes();
         progress.advance(done, "");
     }

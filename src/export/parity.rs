@@ -7,10 +7,10 @@ use candle_core::{DType, Tensor};
 use rand::RngExt;
 
 use super::config::dtype_word;
-use crate::arch::{Names, Spec};
+use crate::arch::Spec;
 use crate::checkpoint::{Checkpoint, Location};
 use crate::mixer::initial::generator;
-use crate::model::{Model, Student, Target, View};
+use crate::model::{Model, Student, View};
 use crate::ops::head;
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
@@ -61,10 +61,10 @@ pub fn compare(folder: &Path, model: &Model, student: &Student, progress: &mut d
     check_interrupt()?;
 
     hold_mixers(student, &mixers)?;
-    let mut rounded = model.clone();
-    replace(&mut rounded, |name, own| {
-        let stored = checkpoint.info(name).map(|info| DType::try_from(info.dtype)).transpose()?;
-        hold(name, &checkpoint.tensor(name, DType::F32)?, own, stored.unwrap_or(DType::F32))
+    let rounded = Model::of(&model.spec, |stored| {
+        let dtype = checkpoint.info(&stored.name).map(|info| DType::try_from(info.dtype)).transpose()?;
+        let read = checkpoint.tensor(&stored.name, DType::F32)?;
+        hold(&stored.name, &read, &model.stored(stored)?, dtype.unwrap_or(DType::F32))
     })?;
     let (expected, rounding) = match rounds {
         false => (memory, None),
@@ -108,16 +108,17 @@ struct Batch {
     ids: Vec<u32>,
 }
 
-/// What a model makes of a batch: hidden states [1, N, D] and the head [vocab, D] that turns them into logits.
+/// What a model makes of a batch: hidden states [1, N, D] and the head that turns them into logits.
 struct Answers {
     hidden: Tensor,
-    head: Tensor,
+    head: head::Head,
 }
 
 impl Batch {
     fn new(spec: &Spec, student: &Student) -> Batch {
         let window = student.conversion.window.map_or(0, |w| w.size);
-        let tokens = TOKENS.max(window.saturating_add(BEYOND));
+        let most = spec.positions.map_or(usize::MAX, |learned| learned.tokens());
+        let tokens = TOKENS.max(window.saturating_add(BEYOND)).min(most.max(1));
         let mut rng = generator(0, "parity");
         Batch { ids: (0..BATCH * tokens).map(|_| rng.random_range(0..spec.vocab as u32)).collect() }
     }
@@ -130,7 +131,7 @@ impl Batch {
 
 /// Largest absolute difference of logits; not finite when any of them is not.
 fn difference(a: &Answers, b: &Answers) -> Result<f32> {
-    let (tokens, vocab) = (a.hidden.dim(1)?, a.head.dim(0)?);
+    let (tokens, vocab) = (a.hidden.dim(1)?, a.head.weight.dim(0)?);
     let step = (LOGITS / vocab.max(1)).clamp(1, tokens);
     let mut largest = 0f32;
     for first in (0..tokens).step_by(step) {
@@ -148,27 +149,6 @@ fn difference(a: &Answers, b: &Answers) -> Result<f32> {
         }
     }
     Ok(largest)
-}
-
-/// Puts `choose(name, weight)` in the place of every weight.
-fn replace(model: &mut Model, choose: impl Fn(&str, &Tensor) -> Result<Tensor>) -> Result<()> {
-    let names = model.spec.names;
-    model.embed = choose(names.embed, &model.embed)?;
-    model.head = match model.spec.tied {
-        true => model.embed.clone(),
-        false => choose(names.head, &model.head)?,
-    };
-    model.final_norm = choose(names.final_norm, &model.final_norm)?;
-    for layer in 0..model.layers.len() {
-        let block = &mut model.layers[layer];
-        block.attn_norm = choose(&Names::of_layer(names.attn_norm, layer), &block.attn_norm)?;
-        block.mlp_norm = choose(&Names::of_layer(names.mlp_norm, layer), &block.mlp_norm)?;
-        for target in Target::ALL {
-            let name = Names::of_layer(target.template(&names), layer);
-            model.set_weight(layer, target, choose(&name, model.layers[layer].weight(target))?);
-        }
-    }
-    Ok(())
 }
 
 /// Every tensor of the mixers as in memory.

@@ -1,5 +1,6 @@
 //! What a layer gives its mixer.
 
+use crate::ops::attention::Scores;
 use crate::ops::rope::{Angles, rope};
 use crate::ops::{Documents, Var};
 use crate::{Error, Result};
@@ -20,14 +21,17 @@ pub struct Heads {
     angles: Option<Arc<Angles>>,
     rotated: OnceCell<(Var, Var)>,
     pub documents: Arc<Documents>,
+    /// How the teacher's attention makes scores of q and k after RoPE; 1 / sqrt K unless said otherwise.
+    pub scores: Scores,
 }
 
 impl Heads {
     /// Projections without input and positions: all that a mixer needs which looks at nothing else.
     pub fn new(q: Var, k: Var, v: Var) -> Result<Self> {
-        let (batch, tokens, ..) = q.value().dims4()?;
+        let (batch, tokens, _, width) = q.value().dims4()?;
         let documents = Documents::whole(batch, tokens);
-        Ok(Heads { input: None, q, k, v, angles: None, rotated: OnceCell::new(), documents })
+        let scores = (1.0 / (width as f32).sqrt()).into();
+        Ok(Heads { input: None, q, k, v, angles: None, rotated: OnceCell::new(), documents, scores })
     }
 
     /// The same with the layer's input and the angles of its tokens' positions (None: a layer without RoPE).
@@ -38,6 +42,11 @@ impl Heads {
     /// The same with several documents in a row, or padding.
     pub fn in_documents(self, documents: Arc<Documents>) -> Self {
         Heads { documents, ..self }
+    }
+
+    /// The same with scores of another scale, or capped.
+    pub fn scored(self, scores: Scores) -> Self {
+        Heads { scores, ..self }
     }
 
     /// q and k after RoPE, computed once.

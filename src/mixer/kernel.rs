@@ -79,10 +79,6 @@ struct Features {
 }
 
 impl KernelMixer {
-    fn scale(&self) -> f32 {
-        1.0 / (self.site.width as f32).sqrt()
-    }
-
     /// The window whose keys the linear branch leaves to it.
     fn beside(&self) -> Option<Sight> {
         self.window.filter(|w| w.combine == Combine::Joint).map(|w| w.sight())
@@ -169,7 +165,7 @@ impl KernelMixer {
 
     fn window_of(&self, heads: &Heads, joined: &Joined, branches: Branches) -> Result<Option<(Var, Var)>> {
         match self.window {
-            Some(w) if branches != Branches::LinearOnly => joined.attend(w.sight(), heads, self.scale()).map(Some),
+            Some(w) if branches != Branches::LinearOnly => joined.attend(w.sight(), heads).map(Some),
             _ => Ok(None),
         }
     }
@@ -282,7 +278,7 @@ impl Mixer for KernelMixer {
         let output = self.combine(of_window, Some((linear.num, linear.den)), heads, bound)?;
         let (q, k) = heads.rotated()?;
         let (q, k, Features { q: a, k: b }) = (q.value(), k.value(), &features);
-        let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, self.scale())?;
+        let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, heads.scores)?;
         Ok((output, Some(loss)))
     }
 

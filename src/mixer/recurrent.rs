@@ -66,10 +66,9 @@ impl Mixer for RecurrentMixer {
             linear = Some(self.recurrent.scale().apply(&output, bound)?);
         }
         let linear = linear.filter(|_| branches != Branches::WindowOnly);
-        let scale = 1.0 / (self.site.width as f32).sqrt();
         let exact = match &window {
             Some((w, joined)) if branches != Branches::LinearOnly => {
-                let (num, den) = joined.attend(w.sight(), heads, scale)?;
+                let (num, den) = joined.attend(w.sight(), heads)?;
                 Some((w, quotient::quotient(&num, &den, 0.0)?))
             }
             _ => None,

@@ -126,14 +126,14 @@ impl Joined {
     }
 
     /// Numerator and denominator of the window.
-    pub fn attend(&self, sight: Sight, heads: &Heads, scale: f32) -> Result<(Var, Var)> {
-        let (q, documents) = (&heads.rotated()?.0, &heads.documents);
+    pub fn attend(&self, sight: Sight, heads: &Heads) -> Result<(Var, Var)> {
+        let (q, documents, scores) = (&heads.rotated()?.0, &heads.documents, heads.scores);
         if self.one_token {
             let (k, v) = (self.k.value(), self.v.value());
-            let (num, den) = attention::attention_step(q.value(), k, v, sight, documents, &self.past, scale)?;
+            let (num, den) = attention::attention_step(q.value(), k, v, sight, documents, &self.past, scores)?;
             return Ok((num.into(), den.into()));
         }
-        attention::attention(q, &self.k, &self.v, sight, documents, &self.past, scale)
+        attention::attention(q, &self.k, &self.v, sight, documents, &self.past, scores)
     }
 
     /// Leaves in `state` what the next call needs of these keys and values.

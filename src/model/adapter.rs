@@ -1,16 +1,16 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685): W x + (alpha / r) B A x, A [r, in] Kaiming-uniform, B [out, r] zero.
 //! Names are PEFT's, without its prefix.
 
-use super::weights::{Model, Target};
+use super::weights::Model;
 use crate::Result;
-use crate::arch::{Names, Spec};
+use crate::arch::{Part, Spec, Target};
 use crate::mixer::Initial;
 use crate::ops::linear::linear;
 use crate::ops::{Var, elementwise};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
-/// Which linear layers are adapted, and how.
+/// Which linear layers are adapted, and how. Those that a block does not have are passed over.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     pub rank: usize,
@@ -24,23 +24,25 @@ impl Adapter {
         (self.alpha / self.rank as f64) as f32
     }
 
-    /// Names of A and B of one linear layer.
-    pub fn names(names: &Names, layer: usize, target: Target) -> [String; 2] {
-        let full = Names::of_layer(target.template(names), layer);
+    /// Names of A and B of one linear layer; `None` where the block has no such layer. A weight that shares its tensor
+    /// with others adds its own word.
+    pub fn names(spec: &Spec, layer: usize, target: Target) -> Option<[String; 2]> {
+        let (full, weights) = spec.place(layer, Part::Weight(target))?;
         let base = full.strip_suffix(".weight").unwrap_or(&full);
-        [format!("{base}.lora_A.weight"), format!("{base}.lora_B.weight")]
+        let word = if weights > 1 { format!(".{}", target.word()) } else { String::new() };
+        Some([format!("{base}{word}.lora_A.weight"), format!("{base}{word}.lora_B.weight")])
     }
 
     /// All tensors of one layer: name, shape, initial value.
     pub fn tensors(&self, spec: &Spec, layer: usize) -> Vec<(String, Vec<usize>, Initial)> {
         let one = |&target: &Target| {
-            let ([out, input], [a, b]) = (target.shape(spec), Self::names(&spec.names, layer, target));
-            [
+            let ([out, input], [a, b]) = (spec.linear(layer, target)?, Self::names(spec, layer, target)?);
+            Some([
                 (a, vec![self.rank, input], Initial::Kaiming { fan_in: input }),
                 (b, vec![out, self.rank], Initial::Constant(0.0)),
-            ]
+            ])
         };
-        self.targets.iter().flat_map(one).collect()
+        self.targets.iter().filter_map(one).flatten().collect()
     }
 
     /// y + (alpha / r) B A x.
@@ -52,10 +54,10 @@ impl Adapter {
     pub fn merge(&self, model: &mut Model, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         for layer in 0..model.spec.layers {
             for &target in &self.targets {
-                let [a, b] = Self::names(&model.spec.names, layer, target);
+                let Some([a, b]) = Self::names(&model.spec, layer, target) else { continue };
                 if let (Some(a), Some(b)) = (tensors.get(&a), tensors.get(&b)) {
                     let delta = linear(&b.clone().into(), &a.t()?.contiguous()?.into())?;
-                    let old = Var::constant(model.layers[layer].weight(target).clone());
+                    let old = Var::constant(model.layers[layer].weight(target)?.clone());
                     let merged = elementwise::add_scaled(&old, self.scale(), &delta)?;
                     model.set_weight(layer, target, merged.value().clone());
                 }

@@ -1,13 +1,15 @@
 //! The forward pass of a block and of the whole decoder.
 
 use super::adapter::Adapter;
-use super::student::Student;
-use super::weights::{Model, Target};
+use super::positions::Positions;
+use super::student::{Student, softmax};
+use super::weights::Model;
 use crate::Result;
-use crate::mixer::{Bound, Branches, Heads, Mixer, Softmax, State};
+use crate::arch::{Layout, NormAt, NormKind, Part, QkNorm, Target};
+use crate::mixer::{Bound, Branches, Heads, Mixer, State};
+use crate::ops::attention::Scores;
 use crate::ops::linear::linear;
-use crate::ops::rope::Angles;
-use crate::ops::{Tape, Var, elementwise, head, norm};
+use crate::ops::{Documents, Tape, Var, broadcast, elementwise, head, norm};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,7 +86,7 @@ impl<'a> View<'a> {
     pub fn mixer<R>(&self, layer: usize, f: impl FnOnce(&dyn Mixer) -> R) -> R {
         match self.student {
             Some(student) => f(student.mixer(layer)),
-            None => f(&Softmax::new(self.model.spec.site(layer))),
+            None => f(&softmax(&self.model.spec, layer)),
         }
     }
 
@@ -105,7 +107,7 @@ impl<'a> View<'a> {
             vars.mixer.0.insert(short.to_string(), bind(full, tensor));
         }
         for &target in self.adapter().iter().flat_map(|a| &a.targets) {
-            let names = Adapter::names(&self.model.spec.names, layer, target);
+            let Some(names) = Adapter::names(&self.model.spec, layer, target) else { continue };
             if let [Some(a), Some(b)] = names.each_ref().map(|n| student.tensors.get(n)) {
                 vars.lora.insert(target, [bind(&names[0], a), bind(&names[1], b)]);
             }
@@ -118,25 +120,60 @@ impl<'a> View<'a> {
         self.student.and_then(|s| s.adapter.as_ref()).filter(|_| !self.without_adapter)
     }
 
-    /// y = x W^T, with the layer's adapter where it has one.
-    fn linear(&self, layer: usize, target: Target, x: &Var, vars: &LayerVars) -> Result<Var> {
-        let weight = Var::constant(self.model.layers[layer].weight(target).clone());
-        let y = linear(x, &weight)?;
+    /// y = x W^T + b, with the layer's adapter where it has one.
+    pub(super) fn linear(&self, layer: usize, target: Target, x: &Var, vars: &LayerVars) -> Result<Var> {
+        let weights = &self.model.layers[layer];
+        let mut y = linear(x, &Var::constant(weights.weight(target)?.clone()))?;
+        if let Some(bias) = weights.get(Part::Bias(target)) {
+            y = broadcast::add(&y, &Var::constant(bias.clone()))?;
+        }
         match (self.adapter(), vars.lora.get(&target)) {
             (Some(adapter), Some([a, b])) => adapter.add(y, x, a, b),
             _ => Ok(y),
         }
     }
 
+    /// The norm of a block that stands `at` a place; x as it is where there is none.
+    fn norm(&self, layer: usize, at: NormAt, x: &Var) -> Result<Var> {
+        let weights = &self.model.layers[layer];
+        match weights.get(Part::Norm(at)) {
+            Some(weight) => self.normalise(x, weight, weights.get(Part::NormBias(at))),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn normalise(&self, x: &Var, weight: &Tensor, bias: Option<&Tensor>) -> Result<Var> {
+        let norm = self.model.spec.norm;
+        match norm.kind {
+            NormKind::Rms => norm::rms_norm(x, weight, norm.eps),
+            NormKind::RmsPlusOne => norm::rms_norm(x, &(weight + 1.0)?, norm.eps),
+            NormKind::Layer => {
+                let [weight, bias] = [Some(weight), bias].map(|t| t.map(|t| Var::constant(t.clone())));
+                norm::layer_norm(x, 1, weight.as_ref(), bias.as_ref(), norm.eps)
+            }
+        }
+    }
+
     /// A block's heads from its input [B, T, D].
-    pub fn project(&self, layer: usize, x: &Var, vars: &LayerVars, angles: &Arc<Angles>) -> Result<Heads> {
+    pub fn project(&self, layer: usize, x: &Var, vars: &LayerVars, positions: &Positions) -> Result<Heads> {
         let spec = &self.model.spec;
         let (b, t, _) = x.value().dims3()?;
-        let h = norm::rms_norm(x, &self.model.layers[layer].attn_norm, spec.norm_eps)?;
-        let heads = |target, n: usize| self.linear(layer, target, &h, vars)?.reshape(&[b, t, n, spec.head_width]);
-        let (q, k) = (heads(Target::Q, spec.heads)?, heads(Target::K, spec.kv_heads)?);
-        let heads = Heads::new(q, k, heads(Target::V, spec.kv_heads)?)?;
-        Ok(heads.of_layer(h, Some(angles.clone())))
+        let h = self.norm(layer, NormAt::Attention, x)?;
+        let heads = |target, n: usize, at: Option<NormAt>| {
+            let (flat, split) = (self.linear(layer, target, &h, vars)?, [b, t, n, spec.head_width]);
+            match (spec.qk_norm, at) {
+                (Some(QkNorm::Full), Some(at)) => self.norm(layer, at, &flat)?.reshape(&split),
+                (Some(QkNorm::Head), Some(at)) => self.norm(layer, at, &flat.reshape(&split)?),
+                _ => flat.reshape(&split),
+            }
+        };
+        let q = heads(Target::Q, spec.heads, Some(NormAt::Q))?;
+        let k = heads(Target::K, spec.kv_heads, Some(NormAt::K))?;
+        let heads = Heads::new(q, k, heads(Target::V, spec.kv_heads, None)?)?;
+        let block = spec.blocks[layer];
+        let scores = Scores { scale: block.scale as f32, cap: spec.score_cap.map(|cap| cap as f32) };
+        let heads = heads.in_documents(positions.documents.clone()).scored(scores);
+        Ok(heads.of_layer(h, positions.angles(block.rope)))
     }
 
     /// The mixer's output [B, T, H, V] without a state.
@@ -152,31 +189,39 @@ impl<'a> View<'a> {
         let spec = &self.model.spec;
         let (b, t, ..) = mixed.value().dims4()?;
         let mixed = mixed.reshape(&[b, t, spec.heads * spec.head_width])?;
-        self.linear(layer, Target::O, &mixed, vars)
+        self.norm(layer, NormAt::AfterAttention, &self.linear(layer, Target::O, &mixed, vars)?)
     }
 
     /// What attention adds to a block's input `x` [B, T, D], without gradients: [B, T, D].
     pub fn attention(&self, layer: usize, x: &Var) -> Result<Tensor> {
         let vars = self.bind(layer, None, |_| false);
-        let angles = self.model.rotary.angles(0, x.value().dim(1)?);
-        let heads = self.project(layer, x, &vars, &angles)?;
+        let (b, t, _) = x.value().dims3()?;
+        let heads = self.project(layer, x, &vars, &Positions::whole(self.model, b, t)?)?;
         Ok(self.attended(layer, &self.mix(layer, &heads, &vars)?, &vars)?.value().clone())
+    }
+
+    /// What the MLP adds to `x`, [B, T, D].
+    fn transformed(&self, layer: usize, x: &Var, vars: &LayerVars) -> Result<Var> {
+        let at = if self.model.spec.layout == Layout::ParallelShared { NormAt::Attention } else { NormAt::Mlp };
+        let h = self.norm(layer, at, x)?;
+        self.norm(layer, NormAt::AfterMlp, &self.mlp(layer, &h, vars)?)
     }
 
     /// A block's output from its input and its mixer's output.
     pub fn complete(&self, layer: usize, x: &Var, mixed: &Var, vars: &LayerVars) -> Result<Var> {
         let spec = &self.model.spec;
-        let x = elementwise::add(x, &self.attended(layer, mixed, vars)?)?;
-        let h = norm::rms_norm(&x, &self.model.layers[layer].mlp_norm, spec.norm_eps)?;
-        let gate = self.linear(layer, Target::Gate, &h, vars)?;
-        let up = self.linear(layer, Target::Up, &h, vars)?;
-        let inner = elementwise::swiglu(&gate, &up)?;
-        elementwise::add(&x, &self.linear(layer, Target::Down, &inner, vars)?)
+        let add = |x: &Var, y: &Var| match spec.multipliers.residual {
+            1.0 => elementwise::add(x, y),
+            factor => elementwise::add_scaled(x, factor as f32, y),
+        };
+        let between = add(x, &self.attended(layer, mixed, vars)?)?;
+        let parallel = matches!(spec.layout, Layout::Parallel | Layout::ParallelShared);
+        add(&between, &self.transformed(layer, if parallel { x } else { &between }, vars)?)
     }
 
     /// A whole block without cache.
-    pub fn block(&self, layer: usize, x: &Var, vars: &LayerVars, angles: &Arc<Angles>) -> Result<Var> {
-        let heads = self.project(layer, x, vars, angles)?;
+    pub fn block(&self, layer: usize, x: &Var, vars: &LayerVars, positions: &Positions) -> Result<Var> {
+        let heads = self.project(layer, x, vars, positions)?;
         let mixed = self.mix(layer, &heads, vars)?;
         drop(heads);
         self.complete(layer, x, &mixed, vars)
@@ -188,10 +233,10 @@ impl<'a> View<'a> {
         layer: usize,
         x: &Var,
         vars: &LayerVars,
-        angles: &Arc<Angles>,
+        positions: &Positions,
         state: &mut State,
     ) -> Result<Var> {
-        let heads = self.project(layer, x, vars, angles)?;
+        let heads = self.project(layer, x, vars, positions)?;
         let mixed = self.mixer(layer, |m| match x.value().dim(1)? {
             1 => m.step(&heads, &vars.mixer, state).map(Var::constant),
             _ => m.mix(&heads, &vars.mixer, Some(state), self.branches),
@@ -199,24 +244,46 @@ impl<'a> View<'a> {
         self.complete(layer, x, &mixed, vars)
     }
 
-    /// `ids` of `batch` equal rows -> [B, T, D].
-    pub fn embed(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
-        head::embed(&self.model.embed, ids, batch)
+    /// Embeddings of `ids`, as many equal rows as `positions` has: [B, T, D].
+    pub fn embed(&self, ids: &[u32], positions: &Positions) -> Result<Tensor> {
+        let batch = positions.documents.batch();
+        let mut x = Var::constant(head::embed(&self.model.embed, ids, batch)?);
+        if self.model.spec.multipliers.embedding != 1.0 {
+            x = broadcast::scale(&x, self.model.spec.multipliers.embedding as f32, 0.0)?;
+        }
+        if let Some(table) = self.model.positions() {
+            x = elementwise::add(&x, &head::embed(table, positions.rows(), batch)?.into())?;
+        }
+        Ok(x.value().clone())
     }
 
     /// Hidden states after the final norm, [B, T, D], without gradients.
     pub fn hidden(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
-        let last = self.run(ids, batch, &mut |_| Ok(Flow::Continue))?;
+        self.hidden_in(ids, &Documents::whole(batch, ids.len() / batch.max(1)))
+    }
+
+    /// The same of rows with padding, or with several documents.
+    pub fn hidden_in(&self, ids: &[u32], documents: &Arc<Documents>) -> Result<Tensor> {
+        let last = self.run_in(ids, documents, &mut |_| Ok(Flow::Continue))?;
         self.final_norm(&last.into()).map(|x| x.value().clone())
     }
 
     /// Runs all blocks without gradients and shows every layer to `tap`; the last block's output [B, T, D].
     pub fn run(&self, ids: &[u32], batch: usize, tap: &mut dyn FnMut(Tap) -> Result<Flow>) -> Result<Tensor> {
-        let mut x = Var::constant(self.embed(ids, batch)?);
-        let angles = self.model.rotary.angles(0, x.value().dim(1)?);
+        self.run_in(ids, &Documents::whole(batch, ids.len() / batch.max(1)), tap)
+    }
+
+    fn run_in(
+        &self,
+        ids: &[u32],
+        documents: &Arc<Documents>,
+        tap: &mut dyn FnMut(Tap) -> Result<Flow>,
+    ) -> Result<Tensor> {
+        let positions = Positions::of(self.model, documents.clone(), &vec![0; documents.batch()], 0)?;
+        let mut x = Var::constant(self.embed(ids, &positions)?);
         for layer in 0..self.model.spec.layers {
             let vars = self.bind(layer, None, |_| false);
-            let heads = self.project(layer, &x, &vars, &angles)?;
+            let heads = self.project(layer, &x, &vars, &positions)?;
             let mixed = self.mix(layer, &heads, &vars)?;
             if tap(Tap { layer, input: &x, heads: &heads, output: &mixed })? == Flow::Stop {
                 break;
@@ -227,12 +294,23 @@ impl<'a> View<'a> {
         Ok(x.value().clone())
     }
 
+    /// The last norm, times what the logits are multiplied by.
     pub fn final_norm(&self, x: &Var) -> Result<Var> {
-        norm::rms_norm(x, &self.model.final_norm, self.model.spec.norm_eps)
+        let (weight, bias) = self.model.final_norm()?;
+        let x = self.normalise(x, weight, bias)?;
+        match self.model.spec.multipliers.logits {
+            1.0 => Ok(x),
+            factor => broadcast::scale(&x, factor as f32, 0.0),
+        }
     }
 
     /// All logits, [B, T, vocab].
     pub fn logits(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
         head::logits(&self.hidden(ids, batch)?, &self.model.head)
+    }
+
+    /// The same of rows with padding, or with several documents.
+    pub fn logits_in(&self, ids: &[u32], documents: &Arc<Documents>) -> Result<Tensor> {
+        head::logits(&self.hidden_in(ids, documents)?, &self.model.head)
     }
 }

@@ -3,14 +3,20 @@
 
 mod adapter;
 mod forward;
+mod frequencies;
+mod mlp;
+mod pieces;
+mod positions;
 mod sample;
 mod session;
 mod student;
 mod weights;
 
+pub use crate::arch::Target;
 pub use adapter::Adapter;
 pub use forward::{Flow, LayerVars, Tap, View};
+pub use positions::Positions;
 pub use sample::Sampler;
 pub use session::Session;
-pub use student::{Conversion, Student};
-pub use weights::{Layer, Model, Target};
+pub use student::{Conversion, Student, softmax};
+pub use weights::{Layer, Model};

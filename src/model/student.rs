@@ -27,10 +27,17 @@ pub struct Conversion {
     pub softmax_layers: Vec<usize>,
 }
 
+/// The attention of a layer of the teacher.
+pub fn softmax(spec: &Spec, layer: usize) -> Softmax {
+    Softmax::new(spec.site(layer)).within(spec.blocks[layer].window)
+}
+
 /// Mixers and new tensors of a student.
 pub struct Student {
     pub conversion: Conversion,
     mixers: Vec<Box<dyn Mixer>>,
+    /// What the names of each layer's mixer tensors begin with.
+    prefixes: Vec<String>,
     /// Mixer tensors and adapters by full name.
     pub tensors: BTreeMap<String, Tensor>,
     pub adapter: Option<Adapter>,
@@ -73,12 +80,13 @@ impl Student {
         }
         let options = Options::new(registration.options, &conversion.options)?;
         let mixers = (0..spec.layers).map(|l| match conversion.softmax_layers.contains(&l) {
-            true => Ok(Box::new(Softmax::new(spec.site(l))) as Box<dyn Mixer>),
+            true => Ok(Box::new(softmax(spec, l)) as Box<dyn Mixer>),
             false => (registration.build)(&options, spec.site(l), conversion.window),
         });
         let mixers = mixers.collect::<Result<_>>()?;
         let conversion = Conversion { options: options.values().clone(), ..conversion };
-        Ok(Student { conversion, mixers, tensors: BTreeMap::new(), adapter: None })
+        let prefixes = (0..spec.layers).map(|l| spec.mixer_prefix(l)).collect();
+        Ok(Student { conversion, mixers, prefixes, tensors: BTreeMap::new(), adapter: None })
     }
 
     pub fn mixer(&self, layer: usize) -> &dyn Mixer {
@@ -91,18 +99,14 @@ impl Student {
     }
 
     /// Full name of a mixer's tensor.
-    pub fn tensor_name(layer: usize, name: &str) -> String {
-        format!("{}{name}", Self::prefix(layer))
-    }
-
-    fn prefix(layer: usize) -> String {
-        format!("model.layers.{layer}.self_attn.mixer.")
+    pub fn tensor_name(&self, layer: usize, name: &str) -> String {
+        format!("{}{name}", self.prefixes[layer])
     }
 
     /// Names, shapes and initial values of all mixer tensors, in the order of layers.
     pub fn new_tensors(&self) -> Vec<(String, Vec<usize>, mixer::Initial)> {
         let of = |layer: usize| {
-            self.mixer(layer).tensors().into_iter().map(move |t| (Self::tensor_name(layer, t.name), t.shape, t.initial))
+            self.mixer(layer).tensors().into_iter().map(move |t| (self.tensor_name(layer, t.name), t.shape, t.initial))
         };
         (0..self.mixers.len()).flat_map(of).collect()
     }
@@ -119,8 +123,8 @@ impl Student {
 
     /// A layer's mixer tensors by their short names.
     pub fn mixer_tensors(&self, layer: usize) -> impl Iterator<Item = (&str, &String, &Tensor)> {
-        let prefix = Self::prefix(layer);
-        self.tensors.iter().filter_map(move |(name, t)| Some((name.strip_prefix(&prefix)?, name, t)))
+        let prefix = &self.prefixes[layer];
+        self.tensors.iter().filter_map(move |(name, t)| Some((name.strip_prefix(prefix.as_str())?, name, t)))
     }
 
     /// Starts a new adapter; its A is drawn from `seed`, its B is zero.

@@ -1,67 +1,34 @@
 //! The frozen weights of a decoder.
 
-use crate::Result;
-use crate::arch::{Names, Spec};
+use super::pieces;
+use crate::arch::{NormAt, Part, Spec, StoredTensor, Target};
 use crate::checkpoint::Checkpoint;
-use crate::ops::rope::Rotary;
+use crate::ops::head::Head;
+use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
-/// A linear layer of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Target {
-    pub const ALL: [Target; 7] = [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
-
-    /// As recipes write it.
-    pub fn word(self) -> &'static str {
-        ["q", "k", "v", "o", "gate", "up", "down"][self as usize]
-    }
-
-    pub fn from_word(word: &str) -> Option<Target> {
-        Self::ALL.into_iter().find(|t| t.word() == word)
-    }
-
-    /// Name of its weight in a checkpoint, `{}` for the layer.
-    pub fn template(self, names: &Names) -> &'static str {
-        [names.q, names.k, names.v, names.o, names.gate, names.up, names.down][self as usize]
-    }
-
-    /// [out, in]
-    pub fn shape(self, spec: &Spec) -> [usize; 2] {
-        let (d, q, kv) = (spec.width, spec.heads * spec.head_width, spec.kv_heads * spec.head_width);
-        match self {
-            Target::Q => [q, d],
-            Target::K | Target::V => [kv, d],
-            Target::O => [d, q],
-            Target::Gate | Target::Up => [spec.ffn, d],
-            Target::Down => [d, spec.ffn],
-        }
-    }
-}
-
-/// One block.
-#[derive(Clone)]
+/// One block, or what lies outside the blocks.
+#[derive(Clone, Default)]
 pub struct Layer {
-    /// `[D]`
-    pub attn_norm: Tensor,
-    /// `[D]`
-    pub mlp_norm: Tensor,
-    /// [out, in] in the order of [`Target::ALL`].
-    weights: [Tensor; 7],
+    parts: BTreeMap<Part, Tensor>,
 }
 
 impl Layer {
-    pub fn weight(&self, target: Target) -> &Tensor {
-        &self.weights[target as usize]
+    /// A weight, where the block has it.
+    pub fn get(&self, part: Part) -> Option<&Tensor> {
+        self.parts.get(&part)
+    }
+
+    /// A weight that the spec says is there.
+    pub fn need(&self, part: Part) -> Result<&Tensor> {
+        self.get(part).ok_or_else(|| Error::Internal(format!("the model has no {part:?}")))
+    }
+
+    /// [out, in] of a linear layer that the block has.
+    pub fn weight(&self, target: Target) -> Result<&Tensor> {
+        self.need(Part::Weight(target))
     }
 }
 
@@ -72,61 +39,54 @@ pub struct Model {
     /// [vocab, D]
     pub embed: Tensor,
     pub layers: Vec<Layer>,
-    /// `[D]`
-    pub final_norm: Tensor,
-    /// [vocab, D]; the embedding itself when tied.
-    pub head: Tensor,
-    pub rotary: Rotary,
+    /// The embedding's weights when tied.
+    pub head: Head,
+    /// What lies outside the blocks.
+    outer: Layer,
 }
 
 impl Model {
     /// Reads every weight of the teacher; shapes are held to the spec.
     pub fn load(checkpoint: &Checkpoint, spec: &Spec) -> Result<Model> {
-        let read = |name: &str, shape: &[usize]| checkpoint.tensor_of(name, shape, DType::F32);
-        let (d, names) = (spec.width, &spec.names);
-        let layer = |i: usize| -> Result<Layer> {
-            let weight = |t: Target| read(&Names::of_layer(t.template(names), i), &t.shape(spec));
-            let [q, k, v, o, gate, up, down] = Target::ALL.map(weight);
-            Ok(Layer {
-                attn_norm: read(&Names::of_layer(names.attn_norm, i), &[d])?,
-                mlp_norm: read(&Names::of_layer(names.mlp_norm, i), &[d])?,
-                weights: [q?, k?, v?, o?, gate?, up?, down?],
-            })
-        };
-        let embed = read(names.embed, &[spec.vocab, d])?;
-        Ok(Model {
-            layers: (0..spec.layers).map(layer).collect::<Result<_>>()?,
-            final_norm: read(names.final_norm, &[d])?,
-            head: if spec.tied { embed.clone() } else { read(names.head, &[spec.vocab, d])? },
-            embed,
-            rotary: Rotary::new(spec.head_width, spec.rope.theta),
-            spec: spec.clone(),
-        })
+        Model::of(spec, |stored| checkpoint.tensor_of(&stored.name, &stored.shape, DType::F32))
+    }
+
+    /// The model whose tensors, as files have them, `read` gives.
+    pub fn of(spec: &Spec, read: impl Fn(&StoredTensor) -> Result<Tensor> + Sync) -> Result<Model> {
+        let mut outer = Layer::default();
+        let mut layers = vec![Layer::default(); spec.layers];
+        let stored = spec.stored();
+        let parts = stored.par_iter().map(|stored| pieces::cut(spec, stored, read(stored)?));
+        // All first, so that of several errors it is always the same that is told.
+        for (stored, parts) in stored.iter().zip(parts.collect::<Vec<Result<_>>>()) {
+            let place = stored.layer.map_or(&mut outer, |layer| &mut layers[layer]);
+            place.parts.extend(parts?);
+        }
+        let embed = outer.need(Part::Embed)?.clone();
+        let weight = if spec.tied { embed.clone() } else { outer.need(Part::Head)?.clone() };
+        let head = Head { weight, cap: spec.logit_cap.map(|cap| cap as f32) };
+        Ok(Model { embed, layers, head, outer, spec: spec.clone() })
+    }
+
+    /// A tensor as files have it.
+    pub fn stored(&self, stored: &StoredTensor) -> Result<Tensor> {
+        let place = stored.layer.map_or(&self.outer, |layer| &self.layers[layer]);
+        let parts = stored.parts.iter().map(|(part, _)| place.need(*part)).collect::<Result<Vec<_>>>()?;
+        pieces::join(&self.spec, stored, &parts)
     }
 
     /// Replaces the weight of one linear layer, when an adapter is merged.
     pub fn set_weight(&mut self, layer: usize, target: Target, weight: Tensor) {
-        self.layers[layer].weights[target as usize] = weight;
+        self.layers[layer].parts.insert(Part::Weight(target), weight);
     }
 
-    /// The weight that a checkpoint calls `name`.
-    pub fn named(&self, name: &str) -> Option<&Tensor> {
-        let names = &self.spec.names;
-        if name == names.embed {
-            return Some(&self.embed);
-        } else if name == names.final_norm {
-            return Some(&self.final_norm);
-        } else if name == names.head {
-            return Some(&self.head);
-        }
-        self.layers.iter().enumerate().find_map(|(i, layer)| {
-            let is = |template| Names::of_layer(template, i) == name;
-            if is(names.attn_norm) {
-                return Some(&layer.attn_norm);
-            } else if is(names.mlp_norm) {
-                return Some(&layer.mlp_norm);
-            }
-            Target::ALL.into_iter().find(|t| is(t.template(names))).map(|t| layer.weight(t))
-        })
+    /// The learned positions, where there are some.
+    pub fn positions(&self) -> Option<&Tensor> {
+        self.outer.get(Part::Positions)
+    }
+
+    /// Weight and bias of the last norm.
+    pub fn final_norm(&self) -> Result<(&Tensor, Option<&Tensor>)> {
+        Ok((self.outer.need(Part::Norm(NormAt::Final))?, self.outer.get(Part::NormBias(NormAt::Final))))
     }
 }

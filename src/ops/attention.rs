@@ -1,6 +1,7 @@
 //! Softmax attention over the keys that a query sees ([`Sight`]): all, a window, blocks, pinned first tokens.
 //!
-//! With scores s_ij = scale q_i.k_j over the keys j of the query's own document that it sees, and their maximum m_i:
+//! With scores s_ij = scale q_i.k_j, or c tanh(scale q_i.k_j / c) under a cap c, over the keys j of the query's own document
+//! that it sees, and their maximum m_i:
 //!
 //! ```text
 //! num_i = sum_j exp(s_ij - m_i) v_j      den_i = sum_j exp(s_ij - m_i)
@@ -11,7 +12,7 @@
 //! Padding gives 0 and 0. Time is linear in T unless the span is all keys.
 
 use super::Documents;
-use super::cpu::simd::{axpy, dot, exp_minus, max, simd, sum};
+use super::cpu::simd::{axpy, dot, exp_minus, max, simd, sum, tanh};
 use super::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::operator::{Operator, apply, on_device};
 use super::sight::{Past, Sight, Span, Tile, placed};
@@ -25,6 +26,39 @@ use std::sync::Arc;
 /// Query rows of one tile.
 const TILE: usize = 64;
 
+/// How scores are made of q.k.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    pub scale: f32,
+    /// Scores are c tanh(s / c) (Gemma 2).
+    pub cap: Option<f32>,
+}
+
+impl From<f32> for Scores {
+    fn from(scale: f32) -> Self {
+        Scores { scale, cap: None }
+    }
+}
+
+impl Scores {
+    /// The caps of scores that are scaled already.
+    #[inline(always)]
+    pub(super) fn limit(self, scores: &mut [f32]) {
+        if let Some(cap) = self.cap {
+            scores.iter_mut().for_each(|s| *s = cap * tanh(*s / cap));
+        }
+    }
+
+    /// Derivatives of capped scores by what was capped.
+    #[inline(always)]
+    fn slopes(self, scores: &[f32], slopes: &mut Vec<f32>) {
+        slopes.clear();
+        if let Some(cap) = self.cap {
+            slopes.extend(scores.iter().map(|s| 1.0 - (s / cap) * (s / cap)));
+        }
+    }
+}
+
 /// Sizes of one call, and what its queries see. Its inputs are q, k, v.
 struct Attention {
     groups: Groups,
@@ -35,7 +69,7 @@ struct Attention {
     sight: Sight,
     documents: Arc<Documents>,
     past: Past,
-    scale: f32,
+    scores: Scores,
 }
 
 impl Attention {
@@ -95,7 +129,7 @@ pub fn attention(
     sight: Sight,
     documents: &Arc<Documents>,
     past: &Past,
-    scale: f32,
+    scores: impl Into<Scores>,
 ) -> Result<(Var, Var)> {
     let (batch, queries, heads, _) = q.value().dims4()?;
     let (_, keys, kv_heads, value_width) = v.value().dims4()?;
@@ -112,7 +146,7 @@ pub fn attention(
         sight,
         documents: documents.clone(),
         past: past.clone(),
-        scale,
+        scores: scores.into(),
     };
     let mut outputs = apply(call, &[q, k, v])?;
     let den = outputs.pop().expect("two outputs");
@@ -155,8 +189,9 @@ impl Operator for Attention {
         self.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
             for h in self.groups.heads_of(g) {
                 for (tile, keys) in self.tiles(b) {
-                    scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, self.scale, buffer);
+                    scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, self.scores.scale, buffer);
                     simd(|| {
+                        self.scores.limit(buffer);
                         for (r, row) in buffer.chunks_exact_mut(keys.count).enumerate() {
                             let [sinks, span] = keys.seen(r);
                             row[sinks.end..span.start].fill(0.0);
@@ -195,17 +230,20 @@ impl Operator for Attention {
         let mut dk = Output::zeros(x[1].dims());
         let mut dv = Output::zeros(x[2].dims());
         let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
-        self.groups.tasks().for_each_init(Default::default, |(weights, ds): &mut (Vec<f32>, Vec<f32>), (b, g)| {
+        self.groups.tasks().for_each_init(Default::default, |buffers: &mut [Vec<f32>; 3], (b, g)| {
+            let [weights, ds, slopes] = buffers;
             for h in self.groups.heads_of(g) {
                 for (tile, keys) in self.tiles(b) {
                     let (rows, n) = (tile.tokens.len(), keys.count);
                     let q_rows = q.head(b, h, tile.tokens.clone());
                     let dnum_rows = dnum.head(b, h, tile.tokens.clone());
-                    scores(q_rows, &k, (b, g), &keys, self.scale, weights);
+                    scores(q_rows, &k, (b, g), &keys, self.scores.scale, weights);
                     if wanted[0] || wanted[1] {
                         scores(dnum_rows, &v, (b, g), &keys, 1.0, ds);
                     }
                     simd(|| {
+                        self.scores.limit(weights);
+                        self.scores.slopes(weights, slopes);
                         for r in 0..rows {
                             let [sinks, span] = keys.seen(r);
                             let at = self.at(b, tile.tokens.start + r, h);
@@ -235,6 +273,7 @@ impl Operator for Attention {
                                 d[peak] -= total;
                             }
                         }
+                        ds.iter_mut().zip(slopes.iter()).for_each(|(d, slope)| *d *= slope);
                     });
                     let p = Mat::new(weights, rows, n);
                     for (place, run) in placed(&keys.runs) {
@@ -253,11 +292,11 @@ impl Operator for Attention {
                                 let start = self.at(b, tile.tokens.start, h) * width;
                                 let mut dq = dq_at.rows(start, rows, width, self.groups.heads * width);
                                 let beta = if place.start == 0 { 0.0 } else { 1.0 };
-                                dq.product(self.scale, d, k.head(b, g, run), beta);
+                                dq.product(self.scores.scale, d, k.head(b, g, run), beta);
                             }
                             if wanted[1] {
                                 let mut dk = dk_at.rows(first * width, m, width, kv * width);
-                                dk.product(self.scale, d.t(), q_rows, 1.0);
+                                dk.product(self.scores.scale, d.t(), q_rows, 1.0);
                             }
                         }
                     }
@@ -276,9 +315,10 @@ pub fn attention_step(
     sight: Sight,
     documents: &Documents,
     past: &Past,
-    scale: f32,
+    scores: impl Into<Scores>,
 ) -> Result<(Tensor, Tensor)> {
-    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], sight, documents, past, scale))
+    let scores = scores.into();
+    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], sight, documents, past, scores))
 }
 
 fn attention_step_cpu(
@@ -286,7 +326,7 @@ fn attention_step_cpu(
     sight: Sight,
     documents: &Documents,
     past: &Past,
-    scale: f32,
+    how: Scores,
 ) -> Result<(Tensor, Tensor)> {
     let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
     check(sight, documents, past, [q.batch, 1, k.tokens])?;
@@ -303,8 +343,9 @@ fn attention_step_cpu(
             scores.clear();
             for run in &keys.runs {
                 let keys = k.head(b, h / group, run.clone());
-                scores.extend((0..run.len()).map(|j| scale * dot(query, keys.row(j))));
+                scores.extend((0..run.len()).map(|j| how.scale * dot(query, keys.row(j))));
             }
+            how.limit(scores);
             let m = max(scores);
             *den = exp_minus(scores, m);
             for (place, run) in placed(&keys.runs) {

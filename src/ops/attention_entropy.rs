@@ -7,6 +7,7 @@
 //! tile at a time; loss and gradient come from the same pass.
 
 use super::Documents;
+use super::attention::Scores;
 use super::cpu::simd::{exp, exp_minus, max, simd, sum};
 use super::cpu::{Heads, Output, Slice, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record1};
@@ -28,8 +29,9 @@ pub fn attention_entropy(
     b: &Var,
     window: Option<(usize, &Var)>,
     documents: &Documents,
-    scale: f32,
+    scores: impl Into<Scores>,
 ) -> Result<Var> {
+    let scores = scores.into();
     let (batch, tokens, heads, features) = a.value().dims4()?;
     let (qs, ks) = (Heads::of(q)?, Heads::of(k)?);
     let (av, bv) = (a.value().clone(), b.value().clone());
@@ -52,9 +54,10 @@ pub fn attention_entropy(
                 phi.resize(rows.len() * n, 0.0);
                 let (q, k) = (qs.head(i, h, rows.clone()), ks.head(i, h / group, keys.clone()));
                 let (a, b) = (a_heads.head(i, h, rows.clone()), b_heads.head(i, h, keys.clone()));
-                MatMut::new(p, rows.len(), n).product(scale, q, k.t(), 0.0);
+                MatMut::new(p, rows.len(), n).product(scores.scale, q, k.t(), 0.0);
                 MatMut::new(phi, rows.len(), n).product(1.0, a, b.t(), 0.0);
                 simd(|| {
+                    scores.limit(p);
                     for (r, t) in (rows.start - keys.start..n).enumerate() {
                         let (p, phi) = (&mut p[r * n..][..n], &mut phi[r * n..][..n]);
                         let first = if length == 0 { t + 1 } else { (t + 1).saturating_sub(length) };

@@ -68,6 +68,21 @@ impl Documents {
         &self.rows[row]
     }
 
+    /// Whether each row is one document from end to end.
+    pub fn are_whole(&self) -> bool {
+        self.rows.iter().all(|row| matches!(&row[..], [one] if one.len() == self.tokens))
+    }
+
+    /// Where each token of a row stands in its document, the first of which goes on after `seen` tokens; 0 in padding.
+    pub fn positions(&self, row: usize, seen: usize) -> Vec<usize> {
+        let mut positions = vec![0; self.tokens];
+        for (i, document) in self.rows[row].iter().enumerate() {
+            let first = if i == 0 { seen } else { 0 };
+            positions[document.clone()].iter_mut().enumerate().for_each(|(at, position)| *position = first + at);
+        }
+        positions
+    }
+
     /// Chunks of at most `size` tokens of a row, none of which spans two documents.
     pub fn chunks(&self, row: usize, size: usize) -> impl DoubleEndedIterator<Item = Chunk> + '_ {
         self.rows[row].iter().enumerate().flat_map(move |(i, document)| {
@@ -97,6 +112,8 @@ mod tests {
         let documents = Documents::new(12, vec![vec![2..7, 7..8, 10..12], vec![], vec![0..12]]).unwrap();
         let chunks: Vec<_> = documents.chunks(0, 3).map(|c| (c.tokens, c.fresh)).collect();
         assert_eq!(chunks, [(2..5, false), (5..7, false), (7..8, true), (10..12, true)]);
+        assert_eq!(documents.positions(0, 9), [0, 0, 9, 10, 11, 12, 13, 0, 0, 0, 0, 1]);
+        assert!(!documents.are_whole() && Documents::whole(2, 3).are_whole());
         assert_eq!(documents.padding(0).collect::<Vec<_>>(), [0..2, 8..10]);
         assert_eq!(documents.padding(1).collect::<Vec<_>>(), [0..12]);
         assert_eq!((documents.chunks(1, 3).count(), documents.padding(2).count()), (0, 0));

@@ -1,5 +1,6 @@
 //! The vocabulary head in slices of tokens: logits of all tokens never exist at once.
 
+use super::attention::Scores;
 use super::cpu::simd::{exp, max, simd};
 use super::cpu::{Output, Slice, blocks, matrix::Mat, matrix::MatMut};
 use super::tape::{Var, record1};
@@ -9,6 +10,28 @@ use rayon::prelude::*;
 
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;
+
+/// What makes logits of hidden states.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// [vocab, D]
+    pub weight: Tensor,
+    /// Logits are c tanh(l / c) (Gemma 2).
+    pub cap: Option<f32>,
+}
+
+impl Head {
+    #[inline(always)]
+    fn limit(cap: Option<f32>, logits: &mut [f32]) {
+        Scores { scale: 1.0, cap }.limit(logits);
+    }
+}
+
+impl From<Tensor> for Head {
+    fn from(weight: Tensor) -> Self {
+        Head { weight, cap: None }
+    }
+}
 
 /// Tokens of one slice: about a million logits.
 fn slice_rows(vocab: usize) -> usize {
@@ -21,9 +44,10 @@ pub fn next_tokens(ids: &[u32], sequence: usize) -> Vec<u32> {
     ids.chunks(sequence).flat_map(next).collect()
 }
 
-/// Mean cross-entropy, in nats, of `hidden` [B, T, D] through the frozen `head` [vocab, D] against B*T `targets`.
+/// Mean cross-entropy, in nats, of `hidden` [B, T, D] through the frozen `head` against B*T `targets`.
 /// The gradient is made in the same pass, so that no logits are kept or computed twice.
-pub fn cross_entropy(hidden: &Var, head: &Tensor, targets: &[u32]) -> Result<Var> {
+pub fn cross_entropy(hidden: &Var, head: &Head, targets: &[u32]) -> Result<Var> {
+    let (cap, head) = (head.cap, &head.weight);
     let (vocab, d) = head.dims2()?;
     let counted = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
     let want = hidden.tracked();
@@ -32,10 +56,15 @@ pub fn cross_entropy(hidden: &Var, head: &Tensor, targets: &[u32]) -> Result<Var
     let mut grad = Output::unwritten(if want { hidden.value().dims() } else { &[0] });
     let at = grad.pointer();
     let losses: Vec<f64> = blocks(targets.len(), slice_rows(vocab))
-        .map_init(Vec::new, |logits, rows| {
+        .map_init(Default::default, |(logits, slopes): &mut (Vec<f32>, Vec<f32>), rows| {
             logits.resize(rows.len() * vocab, 0.0);
             let h = Mat::new(&hs[rows.start * d..rows.end * d], rows.len(), d);
             MatMut::new(logits, rows.len(), vocab).product(1.0, h, head_matrix.t(), 0.0);
+            simd(|| Head::limit(cap, logits));
+            slopes.clear();
+            if let Some(cap) = cap.filter(|_| want) {
+                slopes.extend(logits.iter().map(|l| 1.0 - (l / cap) * (l / cap)));
+            }
             let mut loss = 0.0;
             for (row, &target) in logits.chunks_exact_mut(vocab).zip(&targets[rows.clone()]) {
                 if target == IGNORE {
@@ -49,6 +78,7 @@ pub fn cross_entropy(hidden: &Var, head: &Tensor, targets: &[u32]) -> Result<Var
                 row[target] -= 1.0;
             }
             if want {
+                logits.iter_mut().zip(slopes.iter()).for_each(|(d, slope)| *d *= slope);
                 // SAFETY: rows of this slice alone.
                 let mut dh = unsafe { at.rows(rows.start * d, rows.len(), d, d) };
                 dh.product(1.0 / counted as f32, Mat::new(logits, rows.len(), vocab), head_matrix, 0.0);
@@ -97,21 +127,25 @@ impl std::ops::AddAssign<&Sums> for Sums {
     }
 }
 
-/// Scores the first of `models` (hidden states [B, T, D] and head [vocab, D]) as the teacher and all against it.
-pub fn compare(models: &[(&Tensor, &Tensor)], targets: &[u32]) -> Result<Vec<Sums>> {
+/// Scores the first of `models` (hidden states [B, T, D] and head) as the teacher and all against it.
+pub fn compare(models: &[(&Tensor, &Head)], targets: &[u32]) -> Result<Vec<Sums>> {
     let Some((_, first)) = models.first() else { return Ok(vec![]) };
-    let (vocab, _) = first.dims2()?;
-    let slices =
-        models.iter().map(|(h, w)| Ok((Slice::of(h)?, Slice::of(w)?, w.dim(1)?))).collect::<Result<Vec<_>>>()?;
+    let (vocab, _) = first.weight.dims2()?;
+    let slices = models
+        .iter()
+        .map(|(h, head)| Ok((Slice::of(h)?, Slice::of(&head.weight)?, head.weight.dim(1)?, head.cap)))
+        .collect::<Result<Vec<_>>>()?;
     // Locks of tensors stay on this thread; tasks see plain slices.
-    let slices: Vec<(&[f32], Mat, usize)> = slices.iter().map(|(h, w, d)| (&**h, Mat::new(w, vocab, *d), *d)).collect();
+    let slices: Vec<(&[f32], Mat, usize, Option<f32>)> =
+        slices.iter().map(|(h, w, d, cap)| (&**h, Mat::new(w, vocab, *d), *d, *cap)).collect();
     let parts: Vec<Vec<Sums>> = blocks(targets.len(), slice_rows(vocab))
         .map_init(Default::default, |(teacher, logits): &mut (Vec<f32>, Vec<f32>), rows| {
             let score = |index: usize, logits: &mut Vec<f32>, teacher: Option<&[f32]>| {
                 logits.resize(rows.len() * vocab, 0.0);
-                let (hidden, head, d) = slices[index];
+                let (hidden, head, d, cap) = slices[index];
                 let h = Mat::new(&hidden[rows.start * d..rows.end * d], rows.len(), d);
                 MatMut::new(logits, rows.len(), vocab).product(1.0, h, head.t(), 0.0);
+                simd(|| Head::limit(cap, logits));
                 let mut sums = Sums::default();
                 for (i, &target) in targets[rows.clone()].iter().enumerate() {
                     if target == IGNORE {
@@ -142,9 +176,14 @@ pub fn compare(models: &[(&Tensor, &Tensor)], targets: &[u32]) -> Result<Vec<Sum
     Ok(sums)
 }
 
-/// Log-probabilities of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.
-pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
-    Ok(super::linear::linear(&hidden.clone().into(), &head.clone().into())?.value().clone())
+/// Logits of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.
+pub fn logits(hidden: &Tensor, head: &Head) -> Result<Tensor> {
+    let logits = super::linear::linear(&hidden.clone().into(), &head.weight.clone().into())?.value().clone();
+    let Some(cap) = head.cap else { return Ok(logits) };
+    let mut out = Output::unwritten(logits.dims());
+    out.data().copy_from_slice(&Slice::of(&logits)?);
+    simd(|| Head::limit(Some(cap), out.data()));
+    out.tensor()
 }
 
 fn log_softmax_in_place(row: &mut [f32]) {

@@ -1,6 +1,6 @@
 //! y = f(x), element by element: the activations of feature maps and gates.
 
-use super::cpu::simd::{Kernel, exp_to_zero, ln, ln_1p, logistic, simd, tanh};
+use super::cpu::simd::{Kernel, erf, exp_to_zero, ln, ln_1p, logistic, simd, tanh};
 use super::cpu::{Output, Slice};
 use super::tape::{Var, record1};
 use crate::Result;
@@ -20,6 +20,10 @@ pub enum Map {
     Softplus,
     /// x sigmoid(x), also called swish
     Silu,
+    /// x Phi(x), Phi the normal distribution's
+    Gelu,
+    /// x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+    GeluTanh,
     /// max(x, 0); derivative 0 at 0
     Relu,
     /// max(x, 0)^2
@@ -98,6 +102,8 @@ impl Kernel for Block<'_> {
             Map::LogSigmoid => each!(self, |x| -softplus(-x), logistic(-x)),
             Map::Softplus => each!(self, |x| softplus(x), logistic(x)),
             Map::Silu => each!(self, |x| x * logistic(x), silu_slope(x)),
+            Map::Gelu => each!(self, |x| x * normal(x), normal(x) + x * density(x)),
+            Map::GeluTanh => each!(self, |x| x * near_normal(x), near_normal(x) + x * near_density(x)),
             Map::Relu => each!(self, |x| positive(x), step(x)),
             Map::ReluSquared => each!(self, |x| positive(x) * positive(x), 2.0 * positive(x)),
             Map::EluPlusOne => {
@@ -152,6 +158,34 @@ fn softplus(x: f32) -> f32 {
 fn silu_slope(x: f32) -> f32 {
     let s = logistic(x);
     s * (1.0 + x * (1.0 - s))
+}
+
+/// The normal distribution, and its density.
+#[inline(always)]
+fn normal(x: f32) -> f32 {
+    0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
+}
+
+#[inline(always)]
+fn density(x: f32) -> f32 {
+    0.398_942_3 * exp_to_zero(-0.5 * x * x)
+}
+
+/// 2 sqrt(2/pi)
+const SLOPE: f32 = 1.595_769;
+const CUBE: f32 = 0.044_715;
+
+/// (1 + tanh(u)) / 2 = sigmoid(2u), and its derivative.
+#[inline(always)]
+fn near_normal(x: f32) -> f32 {
+    logistic(SLOPE * x * (1.0 + CUBE * x * x))
+}
+
+#[inline(always)]
+fn near_density(x: f32) -> f32 {
+    // Far out it is 0, and its factors infinite.
+    let x = clamp(x, -20.0, 20.0);
+    sigmoid_slope(SLOPE * x * (1.0 + CUBE * x * x)) * SLOPE * (1.0 + 3.0 * CUBE * x * x)
 }
 
 /// Near 0 by the Taylor series, which does not cancel.

@@ -14,6 +14,7 @@ pub mod delta_rule;
 pub mod documents;
 pub mod dplr;
 pub mod elementwise;
+pub mod experts;
 pub mod feature_map;
 pub mod gated_linear_attention;
 pub mod head;

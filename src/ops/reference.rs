@@ -117,11 +117,23 @@ pub fn linear_attention(
 
 /// Query by query: softmax numerator and denominator over the keys that it sees, the maximum's gradient included.
 pub fn attention(
+    qkv: [&Tensor; 3],
+    sight: Sight,
+    documents: &Documents,
+    past: &Past,
+    scale: f64,
+) -> Result<[Tensor; 2]> {
+    capped_attention(qkv, sight, documents, past, scale, None)
+}
+
+/// The same with scores c tanh(s / c) under a cap c.
+pub fn capped_attention(
     [q, k, v]: [&Tensor; 3],
     sight: Sight,
     documents: &Documents,
     past: &Past,
     scale: f64,
+    cap: Option<f64>,
 ) -> Result<[Tensor; 2]> {
     let (batch, tokens, heads, _) = q.dims4()?;
     let (k, v) = (repeat_heads(k, heads)?, repeat_heads(v, heads)?);
@@ -134,6 +146,7 @@ pub fn attention(
                 let seen: Vec<usize> = (0..=p).filter(|&r| sees(sight, p, r)).collect();
                 let (k, v) = (document.select(&k, &seen)?, document.select(&v, &seen)?);
                 let s = (q.get(row)?.get(t)?.unsqueeze(0)?.broadcast_mul(&k)?.sum(2)? * scale)?;
+                let s = cap.map_or_else(|| Ok(s.clone()), |cap| (s.clone() / cap)?.tanh()? * cap)?;
                 let p = s.broadcast_sub(&s.max_keepdim(0)?)?.exp()?;
                 num[t] = p.unsqueeze(2)?.broadcast_mul(&v)?.sum(0)?;
                 den[t] = p.sum(0)?;

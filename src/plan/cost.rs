@@ -6,9 +6,8 @@
 //! each element of the growing part (a window's keys and values) is read once per query head that shares it.
 
 use crate::arch::Spec;
-use crate::mixer::{Mixer, Softmax};
-use crate::model::Student;
-use crate::model::{Adapter, Target};
+use crate::mixer::Mixer;
+use crate::model::{Adapter, Student, Target, softmax};
 use crate::recipe::{AttentionTransfer, Lora};
 
 /// Bytes of an f32.
@@ -64,7 +63,11 @@ impl Costs {
         let growing = float(mixer.state_bytes(sequence)) / F32 - fixed;
         let shared = float(spec.heads) / float(spec.kv_heads);
         // A query sees half of the keys on average.
-        let keys_and_values = float(Softmax::new(spec.site(0)).state_bytes(sequence)) / F32 / 2.0;
+        let keys_and_values =
+            (0..spec.layers).map(|layer| float(softmax(spec, layer).state_bytes(sequence))).sum::<f64>()
+                / float(spec.layers)
+                / F32
+                / 2.0;
         let head = float(spec.vocab) * float(spec.width);
         Costs {
             width: float(spec.width),
@@ -76,7 +79,7 @@ impl Costs {
             replaced: float(replaced),
             head,
             vocab: float(spec.vocab),
-            block: Target::ALL.iter().map(|t| t.shape(spec).map(|n| n as f64).iter().product::<f64>()).sum(),
+            block: (0..spec.layers).map(|layer| block(spec, layer)).sum::<f64>() / float(spec.layers),
             parameters: float(spec.parameters()),
             mixer_parameters,
             mixer: 2.0 * mixer_parameters + 4.0 * fixed + 2.0 * shared * growing,
@@ -177,10 +180,22 @@ impl Costs {
     }
 }
 
+/// Weights that a token meets in the linear layers of a block: of experts those that it uses.
+fn block(spec: &Spec, layer: usize) -> f64 {
+    let own =
+        |target: &Target| spec.linear(layer, *target).map(|shape| shape.map(|n| n as f64).iter().product::<f64>());
+    let experts = spec.experts_of(layer).map_or(0.0, |experts| {
+        let of_one = if spec.gated { 3.0 } else { 2.0 } * experts.ffn as f64;
+        spec.width as f64 * (experts.count as f64 + experts.per_token as f64 * of_one)
+    });
+    Target::ALL.iter().filter_map(own).sum::<f64>() + experts
+}
+
 /// Weights of all layers' adapters.
 fn adapter_parameters(stage: &Lora, spec: &Spec) -> f64 {
-    let per_layer = |target: &Target| target.shape(spec).iter().sum::<usize>() as f64 * stage.lora.rank as f64;
-    stage.lora.on.iter().map(per_layer).sum::<f64>() * spec.layers as f64
+    let one = |layer, target: &Target| spec.linear(layer, *target).map_or(0, |shape| shape.iter().sum::<usize>());
+    let of_layer = |layer| stage.lora.on.iter().map(|target| one(layer, target)).sum::<usize>() as f64;
+    (0..spec.layers).map(of_layer).sum::<f64>() * stage.lora.rank as f64
 }
 
 /// Names and shapes of what a LoRA stage adds.

@@ -297,17 +297,22 @@ fn totals(stages: &[StagePlan], export: &ExportPlan) -> Totals {
 fn notes(recipe: &Recipe, spec: &Spec, student: &StudentPlan, totals: &Totals, machine: Machine) -> Vec<String> {
     let mut notes = Vec::new();
     // Layers that keep softmax hold as much in both.
-    let of_layers = student.teacher_state_bytes / spec.layers * student.replaced.len();
+    let of_layers = student::softmax_bytes(spec, student.replaced.iter().copied());
     let state = student.state_bytes - (student.teacher_state_bytes - of_layers);
     if state > of_layers {
-        notes.push(format!(
-            "the state of a sequence takes {:.1} MB, and the keys and values that it replaces take {:.1} MB at the \
-             teacher's full context of {} tokens: memory is saved beyond {} tokens only",
-            state as f64 / 1e6,
-            of_layers as f64 / 1e6,
-            spec.context,
-            state * spec.context / of_layers
-        ));
+        let (state_mb, of_layers_mb) = (state as f64 / 1e6, of_layers as f64 / 1e6);
+        let (takes, context) = (format!("the state of a sequence takes {state_mb:.1} MB"), spec.context);
+        notes.push(match student.replaced.iter().all(|&layer| spec.blocks[layer].window.is_some()) {
+            true => format!(
+                "{takes}, and the keys and values that it replaces at most {of_layers_mb:.1} MB, as these layers have \
+                 windows: no memory is saved"
+            ),
+            false => format!(
+                "{takes}, and the keys and values that it replaces take {of_layers_mb:.1} MB at the teacher's full \
+                 context of {context} tokens: memory is saved beyond {} tokens only",
+                state * context / of_layers.max(1)
+            ),
+        });
     }
     if recipe.data.sequence > spec.context {
         notes.push(format!(

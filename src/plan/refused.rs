@@ -2,7 +2,7 @@
 
 use crate::arch::Spec;
 use crate::mixer::{Misfit, NO_WEIGHTS};
-use crate::model::Student;
+use crate::model::{Student, Target};
 use crate::recipe::{Recipe, StageRecipe};
 
 /// A path in the recipe, what is wrong there, and a hint.
@@ -11,9 +11,13 @@ type Refusal = (String, String, String);
 /// All refusals of a student whose layers `replaced` are other than the teacher's.
 pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<Refusal> {
     let mut all = layers(recipe, spec, replaced);
+    all.extend(positions(recipe, spec));
     let misfits = misfits(outline, replaced, longest(recipe));
     all.extend(misfits.into_iter().map(|misfit| at_option(recipe, misfit)));
     for (index, stage) in recipe.stages.iter().enumerate() {
+        if let StageRecipe::Lora(lora) = stage {
+            all.extend(targets(index, &lora.lora.on, spec));
+        }
         let StageRecipe::AttentionTransfer(transfer) = stage else { continue };
         let unlike = replaced.iter().find_map(|&layer| outline.mixer(layer).without_weights());
         if let Some(what) = unlike.filter(|_| transfer.loss.weights > 0.0) {
@@ -46,6 +50,34 @@ fn layers(recipe: &Recipe, spec: &Spec, replaced: &[usize]) -> Vec<Refusal> {
         }
         None => vec![],
     }
+}
+
+/// Texts longer than the positions that a teacher has learned.
+fn positions(recipe: &Recipe, spec: &Spec) -> Vec<Refusal> {
+    let Some(most) = spec.positions.map(|learned| learned.tokens()) else { return vec![] };
+    let of_stage = |(index, stage): (usize, &StageRecipe)| match stage {
+        StageRecipe::Evaluate(evaluate) => evaluate.sequence.map(|n| (format!("stage.{index}.sequence"), n)),
+        _ => None,
+    };
+    let all = std::iter::once(("data.sequence".to_string(), recipe.data.sequence));
+    let all = all.chain(recipe.stages.iter().enumerate().filter_map(of_stage));
+    let refusal = |(path, tokens): (String, usize)| {
+        (path, format!("{tokens} tokens, and this teacher has learned {most} positions"), format!("at most {most}"))
+    };
+    all.filter(|(_, tokens)| *tokens > most).map(refusal).collect()
+}
+
+/// Linear layers that LoRA asks for and that no block has.
+fn targets(index: usize, on: &[Target], spec: &Spec) -> Vec<Refusal> {
+    let absent = |target: &&Target| (0..spec.layers).all(|layer| spec.linear(layer, **target).is_none());
+    let there = Target::ALL.into_iter().filter(|target| !absent(&target)).map(|t| format!("\"{}\"", t.word()));
+    let there = there.collect::<Vec<_>>().join(", ");
+    let why = if spec.experts.is_some() { ": its experts stay as they are" } else { "" };
+    let refusal = |target: &Target| {
+        let what = format!("this teacher has no `{}` to adapt{why}", target.word());
+        (format!("stage.{index}.lora.on"), what, format!("choose from {there}"))
+    };
+    on.iter().filter(absent).map(refusal).collect()
 }
 
 /// Tokens of the longest text that the recipe reads at once.

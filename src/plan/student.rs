@@ -6,8 +6,8 @@ use super::elements;
 use super::refused::refused;
 use crate::Result;
 use crate::arch::{FORMAT, Spec};
-use crate::mixer::{self, Mixer, Window};
-use crate::model::{Conversion, Student};
+use crate::mixer::{Mixer, Window};
+use crate::model::{Conversion, Student, softmax};
 use crate::recipe::Recipe;
 
 /// The student before it has any weights.
@@ -52,6 +52,11 @@ impl StudentPlan {
     }
 }
 
+/// Bytes of the teacher's keys and values at its full context, of some layers.
+pub(super) fn softmax_bytes(spec: &Spec, layers: impl Iterator<Item = usize>) -> usize {
+    layers.map(|layer| softmax(spec, layer).state_bytes(spec.context)).sum()
+}
+
 /// The student, and its outline. What a recipe asks of a teacher that does not have it is refused, all of it at once.
 pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Student)> {
     let (softmax, replaced): (Vec<usize>, Vec<usize>) =
@@ -73,8 +78,9 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         return Err(recipe.mistakes(refused));
     }
     let of_layer = |&layer: &usize| {
+        let outline = &outline;
         outline.mixer(layer).tensors().into_iter().map(move |tensor| NewTensor {
-            name: Student::tensor_name(layer, tensor.name),
+            name: outline.tensor_name(layer, tensor.name),
             short_name: tensor.name,
             layer,
             shape: tensor.shape,
@@ -87,7 +93,7 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         window: recipe.student.window,
         tensors: replaced.iter().flat_map(of_layer).collect(),
         state_bytes: outline.state_bytes(spec.context),
-        teacher_state_bytes: mixer::Softmax::new(spec.site(0)).state_bytes(spec.context) * spec.layers,
+        teacher_state_bytes: softmax_bytes(spec, 0..spec.layers),
         replaced,
         softmax,
     };

@@ -58,7 +58,7 @@ impl Inputs {
             }
         }
         let teacher = Model::load(&checkpoint, &spec)?;
-        let sample = [&teacher.final_norm, &teacher.embed];
+        let sample = [teacher.final_norm()?.0, &teacher.embed];
         let teacher_key = identity::teacher(&checkpoint, &sample)?;
         let held = held_out.as_ref().map(Windows::len);
         let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;

@@ -63,7 +63,7 @@ pub fn calibrate(
             let mixer = student.mixer(tap.layer);
             let mut layer = Layer { mixer, heads: tap.heads, target: tap.output.value(), tensors: own };
             let report = layer.calibrate(tap.layer, rule)?;
-            found.extend(layer.tensors.into_iter().map(|(name, t)| (Student::tensor_name(tap.layer, &name), t)));
+            found.extend(layer.tensors.into_iter().map(|(name, t)| (student.tensor_name(tap.layer, &name), t)));
             layers.push(report);
             progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
         }

@@ -4,7 +4,7 @@
 //! block's input, run backward, and dropped: memory is one graph per kept layer, or one graph in all with `recompute`.
 
 use crate::Result;
-use crate::model::{Flow, LayerVars, View};
+use crate::model::{Flow, LayerVars, Positions, View};
 use crate::ops::{Tape, Var, head};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -30,24 +30,24 @@ pub fn end_to_end(
     recompute: bool,
 ) -> Result<(f64, Gradients)> {
     let layers = view.model.spec.layers;
-    let angles = view.model.rotary.angles(0, ids.len() / batch);
+    let positions = Positions::whole(view.model, batch, ids.len() / batch)?;
     // Below the first layer that trains nothing needs a gradient.
     let first = (0..layers).find(|&l| !view.bind(l, Some(&Tape::new()), trains).leaves.is_empty()).unwrap_or(layers);
     let graph = |layer: usize, x: &Tensor| -> Result<Graph> {
         let tape = Tape::new();
         let input = if layer > first { tape.leaf(x.clone()) } else { Var::constant(x.clone()) };
         let vars = view.bind(layer, Some(&tape), trains);
-        let output = view.block(layer, &input, &vars, &angles)?;
+        let output = view.block(layer, &input, &vars, &positions)?;
         Ok(Graph { tape, input, vars, output })
     };
 
-    let mut x = view.embed(ids, batch)?;
+    let mut x = view.embed(ids, &positions)?;
     let mut inputs = vec![];
     let mut kept = vec![];
     for layer in 0..layers {
         if layer < first || recompute {
             let vars = view.bind(layer, None, |_| false);
-            let output = view.block(layer, &Var::constant(x.clone()), &vars, &angles)?.value().clone();
+            let output = view.block(layer, &Var::constant(x.clone()), &vars, &positions)?.value().clone();
             inputs.push(std::mem::replace(&mut x, output));
         } else {
             let g = graph(layer, &x)?;

@@ -8,4 +8,5 @@ mod damaged;
 mod refused;
 mod stopped;
 mod sweep;
+mod teachers;
 mod transcript;

@@ -71,7 +71,7 @@ fn another_description_is_noticed() {
 fn numbers_that_are_none_or_do_not_fit_are_refused() {
     let (mut case, dir) = (case(), TempDir::new().unwrap());
     let to = dir.path().join("model");
-    let weight = case.model.layers[0].weight(Target::V).clone();
+    let weight = case.model.layers[0].weight(Target::V).unwrap().clone();
     let with = |value: f64| (&weight * value).unwrap();
     case.model.set_weight(0, Target::V, with(1e7));
     differs(case.export(&to, Form { dtype: Some(DType::F16), ..PLAIN }, &mut Silent), "does not fit float16");

@@ -59,7 +59,7 @@ fn what_killed_exports_left_is_cleared_away() {
     assert_eq!(entries(dir.path()), ["model"]);
     // Killed between its two renames: the earlier export comes back, also when the next one fails.
     fs::rename(at("model"), at(".model.subquad-previous")).unwrap();
-    let weight = case.model.layers[0].weight(Target::V).clone();
+    let weight = case.model.layers[0].weight(Target::V).unwrap().clone();
     case.model.set_weight(0, Target::V, (&weight * f64::NAN).unwrap());
     differs(case.export(&at("model"), PLAIN, &mut Silent), "not finite numbers");
     assert_eq!(entries(dir.path()), ["model"]);

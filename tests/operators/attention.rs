@@ -1,7 +1,7 @@
 //! Softmax attention: what queries see, documents, padding, and keys before the call.
 
 use super::*;
-use ops::attention::{attention, attention_step};
+use ops::attention::{Scores, attention, attention_step};
 
 #[test]
 fn every_sight_over_every_layout() {
@@ -34,6 +34,39 @@ fn every_sight_over_every_layout() {
             }
         }
     }
+}
+
+#[test]
+fn capped_scores() {
+    let scores = Scores { scale: 0.5, cap: Some(1.5) };
+    for &(b, t, h, g, k, v) in &SHAPES[1..4] {
+        for &sight in SIGHTS {
+            for documents in layouts(b, t) {
+                let past = Past::none(b);
+                let inputs =
+                    [random(1, &[b, t, h, k], 2.0), random(2, &[b, t, g, k], 2.0), random(3, &[b, t, g, v], 1.0)];
+                compare(
+                    &format!("capped attention {sight:?} {documents:?}"),
+                    &inputs,
+                    |x| {
+                        let (num, den) = attention(&x[0], &x[1], &x[2], sight, &documents, &past, scores)?;
+                        Ok(vec![num, den])
+                    },
+                    |x| {
+                        let qkv = [&x[0], &x[1], &x[2]];
+                        let outputs = reference::capped_attention(qkv, sight, &documents, &past, 0.5, Some(1.5))?;
+                        connected(outputs.to_vec(), x)
+                    },
+                    TOLERANCE,
+                );
+            }
+        }
+    }
+    let (q, k, v) = (random(1, &[1, 1, 2, 8], 2.0), random(2, &[1, 9, 1, 8], 2.0), random(3, &[1, 9, 1, 8], 1.0));
+    let (documents, past) = (Documents::whole(1, 1), Past::whole(1, 8));
+    let got = attention_step(&q, &k, &v, Sight::ALL, &documents, &past, scores).unwrap();
+    let want = reference::capped_attention([&q, &k, &v], Sight::ALL, &documents, &past, 0.5, Some(1.5)).unwrap();
+    assert!(difference(&got.0, &want[0]) < TOLERANCE && difference(&got.1, &want[1]) < TOLERANCE);
 }
 
 #[test]

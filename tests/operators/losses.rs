@@ -68,13 +68,24 @@ fn attention_entropy() {
 
 #[test]
 fn head_losses() {
+    for cap in [None, Some(1.5)] {
+        head_losses_of(cap);
+    }
+}
+
+fn head_losses_of(cap: Option<f32>) {
     let (b, t, d, vocab) = (2, 33, 12, 50);
-    let head = random(1, &[vocab, d], 1.0);
+    let weight = random(1, &[vocab, d], 1.0);
+    let head = ops::head::Head { weight: weight.clone(), cap };
     let ids: Vec<u32> = (0..b * t).map(|i| (i * 7 % vocab) as u32).collect();
     let targets = ops::head::next_tokens(&ids, t);
     let counted: Vec<usize> = (0..b * t).filter(|i| targets[*i] != ops::head::IGNORE).collect();
     let log_probabilities = |h: &Tensor| -> candle_core::Result<Tensor> {
-        let logits = h.reshape((b * t, d))?.matmul(&head.to_dtype(h.dtype())?.t()?)?;
+        let logits = h.reshape((b * t, d))?.matmul(&weight.to_dtype(h.dtype())?.t()?)?;
+        let logits = match cap.map(f64::from) {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        };
         candle_nn::ops::log_softmax(&logits, D::Minus1)
     };
     compare(
@@ -93,6 +104,9 @@ fn head_losses() {
     );
     let (teacher, student) = (random(2, &[b, t, d], 1.0), random(3, &[b, t, d], 1.0));
     let sums = ops::head::compare(&[(&teacher, &head), (&student, &head)], &targets).unwrap();
+    let logits = ops::head::logits(&teacher, &head).unwrap();
+    let normalised = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap().reshape((b * t, vocab)).unwrap();
+    assert!(difference(&normalised, &log_probabilities(&teacher).unwrap()) < TOLERANCE);
     let rows = |h: &Tensor| log_probabilities(h).unwrap().to_vec2::<f32>().unwrap();
     let (p, q) = (rows(&teacher), rows(&student));
     let (mut nll, mut kl, mut agree) = (0.0, 0.0, 0);

@@ -147,6 +147,69 @@ fn rope() {
     );
 }
 
+/// On a part of the head, with a scale, at positions that differ between rows.
+#[test]
+#[allow(clippy::single_range_in_vec_init, reason = "one document, not its tokens")]
+fn partial_rope() {
+    let (t, k, turned) = (7, 10, 6);
+    let inverse = |i: usize| 1.0 / 100f64.powf(i as f64 / 3.0);
+    let rotary = ops::rope::Rotary::of((0..3).map(inverse), 1.25);
+    let documents = Documents::new(t, vec![vec![2..7], vec![0..3, 3..7]]).unwrap();
+    let angles = rotary.angles_in(&documents, &[0, 4]);
+    let positions = [0, 0, 0, 1, 2, 3, 4, 4, 5, 6, 0, 1, 2, 3];
+    compare(
+        "partial rope",
+        &[random(1, &[2, t, 3, k], 1.0)],
+        |x| Ok(vec![ops::rope::rope(&x[0], &angles)?]),
+        |x| {
+            let all: Vec<f64> = positions.iter().flat_map(|p| (0..3).map(|i| f64::from(*p) * inverse(i))).collect();
+            let all = Tensor::from_vec(all, (2, t, 1, 3), &Device::Cpu)?;
+            let (cos, sin) = ((all.cos()? * 1.25)?, (all.sin()? * 1.25)?);
+            let (a, b) = (x[0].narrow(3, 0, 3)?, x[0].narrow(3, 3, 3)?);
+            let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+            let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+            Ok(vec![Tensor::cat(&[&first, &second, &x[0].narrow(3, turned, k - turned)?], 3)?])
+        },
+        TOLERANCE,
+    );
+}
+
+/// Two of four experts, each a matrix; the choice is made by hand.
+#[test]
+fn experts() {
+    use ops::experts::{combine, gather, route};
+    let (n, d, count, k) = (9, 6, 4, 2);
+    let inputs = [random(1, &[n, d], 1.0), random(2, &[count, d], 2.0), random(3, &[count, d, d], 1.0)];
+    let logits = inputs[0].matmul(&inputs[1].t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
+    let chosen = |row: usize, e: usize| logits[row].iter().filter(|l| **l > logits[row][e]).count() < k;
+    let mask: Vec<f64> = (0..n * count).map(|i| f64::from(u8::from(chosen(i / count, i % count)))).collect();
+    for normalised in [true, false] {
+        compare(
+            &format!("experts {normalised}"),
+            &inputs,
+            |x| {
+                let (chosen, shares) = route(&ops::linear::linear(&x[0], &x[1])?, k, normalised)?;
+                let flat = x[2].reshape(&[count, d * d])?;
+                let mut outputs = vec![];
+                for (e, tokens) in chosen.into_iter().enumerate() {
+                    let only = ops::experts::gather(&flat, &Arc::new(vec![(e, 0)]))?.reshape(&[d, d])?;
+                    outputs.push((ops::linear::linear(&gather(&x[0], &tokens)?, &only)?, tokens));
+                }
+                Ok(vec![combine(&outputs, &shares, d)?])
+            },
+            |x| {
+                let mask = Tensor::from_vec(mask.clone(), (n, count), &Device::Cpu)?;
+                let p = candle_nn::ops::softmax(&x[0].matmul(&x[1].t()?)?, D::Minus1)?.mul(&mask)?;
+                let p = if normalised { p.broadcast_div(&p.sum_keepdim(1)?)? } else { p };
+                let of = |e: usize| x[0].matmul(&x[2].get(e)?.t()?)?.broadcast_mul(&p.narrow(1, e, 1)?);
+                let all = (0..count).map(of).collect::<candle_core::Result<Vec<_>>>()?;
+                Ok(vec![Tensor::stack(&all, 0)?.sum(0)?])
+            },
+            TOLERANCE,
+        );
+    }
+}
+
 #[test]
 fn feature_map() {
     for &(b, t, h, g, k, f) in SHAPES {

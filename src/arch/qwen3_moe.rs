@@ -1,0 +1,47 @@
+//! Qwen3 with a mixture of experts in all layers, or in some. Attention is converted, the experts stay as they are.
+
+use super::common::{MOST_FFN, activation};
+use super::fields::Fields;
+use super::spec::Experts;
+use super::{Family, Spec, qwen3};
+use crate::error::Result;
+
+pub(super) const FAMILY: Family = Family {
+    name: "qwen3_moe",
+    models: "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
+    model_types: &["qwen3_moe"],
+    supported: &["as qwen3", "experts in all layers or in some, which stay as they are"],
+    refused: &["LoRA on gate, up or down where all layers have experts", "quantised weights"],
+    spec,
+};
+
+pub(super) const MOST_EXPERTS: usize = 1 << 12;
+
+fn spec(fields: &Fields) -> Result<Spec> {
+    let mut spec = qwen3::spec(fields, FAMILY.name)?;
+    spec.activation = activation(fields, "hidden_act", "silu")?;
+    let count = experts(fields, &["num_experts", "num_local_experts"])?;
+    spec.experts = Some(Experts {
+        count,
+        per_token: per_token(fields, count, 8)?,
+        ffn: fields.optional_size("moe_intermediate_size", MOST_FFN)?.unwrap_or(768),
+        normalised: fields.flag_or("norm_topk_prob", false)?,
+    });
+    let step = fields.optional_size("decoder_sparse_step", 1 << 12)?.unwrap_or(1);
+    let dense = fields.list("mlp_only_layers", 1 << 12)?.unwrap_or_default();
+    for (layer, block) in spec.blocks.iter_mut().enumerate() {
+        block.experts = (layer + 1).is_multiple_of(step) && !dense.contains(&layer);
+    }
+    Ok(spec)
+}
+
+/// The number of experts, under the first of the keys that is there.
+pub(super) fn experts(fields: &Fields, keys: &[&str]) -> Result<usize> {
+    let key = keys.iter().find(|key| fields.get(key).is_some()).unwrap_or(&keys[0]);
+    fields.size(key, MOST_EXPERTS)
+}
+
+/// `num_experts_per_tok`, at most all of them.
+pub(super) fn per_token(fields: &Fields, count: usize, absent: usize) -> Result<usize> {
+    Ok(fields.optional_size("num_experts_per_tok", count)?.unwrap_or(absent.min(count)))
+}
