@@ -66,11 +66,9 @@ kda_safe_gate      the same, safe_gate                      g = -5 sigmoid(exp(A
 delta_product      fla GatedDeltaProduct                    n_h = 2; rows of k_proj, v_proj, b_proj: n_h outer, heads
                                                             inner; convolutions over all of them; beta = 2 sigmoid; else
                                                             as gated_deltanet
-rwkv7_first        fla RWKV7Attention, layer 0 of 4         low ranks 4; kk = x / max(norm, 1e-12), not l2norm; scale 1;
-                                                            GroupNorm with bias, eps K * 1e-5; then the bonus, then the
-                                                            gate
-rwkv7_unshifted    the same, x_r = x_k = x_v = 0            r, k, v of x itself; w, a, g shifted
-rwkv7              the same, layer 1 of 4                   with `v_first` [1, T, D]
+rwkv7_unshifted    fla RWKV7Attention, layer 0 of 4,        r, k, v of x itself; w, a, g shifted; low ranks 4; kk =
+                   x_r = x_k = x_v = 0                      x / max(norm, 1e-12), not l2norm; scale 1; GroupNorm with
+                                                            bias, eps K * 1e-5; then the bonus, then the gate
 performer          formula                                  omega [m, K]; stabiliser of a query: the maximum of its row,
                                                             differentiated; of keys: 0, so causal; + 1e-6
 cosformer          formula                                  `length` is M; denominator clamped at 1e-6; scale 1

@@ -314,14 +314,6 @@ def mamba2(n, groups=1):
     return layer, lambda x: layer(x), f"transformers Mamba2Mixer(n_groups={groups}, expand=1)", ("transformers",)
 
 
-def with_first_value(n):
-    given = n.normal(1, T, D).double().requires_grad_()
-    call = lambda layer, x: layer(x, v_first=given)[0]
-    options = {"decay_low_rank_dim": 4, "gate_low_rank_dim": 4, "a_low_rank_dim": 4, "v_low_rank_dim": 4}
-    made = fla_layer("rwkv7", "RWKV7Attention", n, call, head_dim=W, layer_idx=1, num_hidden_layers=4, **options)
-    return *made, {"v_first": given}
-
-
 def bounded(n):
     bound = n.uniform(D, low=0.1, high=0.6).double().requires_grad_()
     call = lambda layer, x: layer(x, lower_bound=bound)[0]
@@ -337,13 +329,9 @@ def linear(feature_map, change=lambda layer: None):
     return lambda n: fla_layer("linear_attn", "LinearAttention", n, change=change, **options)
 
 
-def rwkv7_first(n):
-    options = {"decay_low_rank_dim": 4, "gate_low_rank_dim": 4, "a_low_rank_dim": 4}
-    return fla_layer("rwkv7", "RWKV7Attention", n, head_dim=W, layer_idx=0, num_hidden_layers=4, **options)
-
-
 def rwkv7_unshifted(n):
-    made = rwkv7_first(n)
+    options = {"decay_low_rank_dim": 4, "gate_low_rank_dim": 4, "a_low_rank_dim": 4}
+    made = fla_layer("rwkv7", "RWKV7Attention", n, head_dim=W, layer_idx=0, num_hidden_layers=4, **options)
     for shift in "rkv":
         getattr(made[0], f"x_{shift}").data.zero_()
     return made
@@ -383,7 +371,5 @@ CASES = {
     "kda": lambda n: fla_layer("kda", "KimiDeltaAttention", n, **DELTA),
     "kda_safe_gate": lambda n: fla_layer("kda", "KimiDeltaAttention", n, safe_gate=True, lower_bound=-5.0, **DELTA),
     "delta_product": lambda n: fla_layer("gated_deltaproduct", "GatedDeltaProduct", n, **DELTA),
-    "rwkv7_first": rwkv7_first,
     "rwkv7_unshifted": rwkv7_unshifted,
-    "rwkv7": with_first_value,
 }
