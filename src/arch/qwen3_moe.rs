@@ -1,6 +1,6 @@
 //! Qwen3 with a mixture of experts in all layers, or in some. Attention is converted, the experts stay as they are.
 
-use super::common::{MOST_FFN, activation};
+use super::common::{MOST_FFN, window_everywhere};
 use super::fields::Fields;
 use super::spec::Experts;
 use super::{Family, Spec, qwen3};
@@ -10,16 +10,23 @@ pub(super) const FAMILY: Family = Family {
     name: "qwen3_moe",
     models: "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
     model_types: &["qwen3_moe"],
-    supported: &["as qwen3", "experts in all layers or in some, which stay as they are"],
+    supported: &[
+        "as qwen3, but windows in all layers or in none",
+        "experts in all layers or in some, which stay as they are",
+    ],
     refused: &["LoRA on gate, up or down where all layers have experts", "quantised weights"],
     spec,
 };
 
-pub(super) const MOST_EXPERTS: usize = 1 << 12;
+const WINDOW: usize = 4096;
+const MOST_EXPERTS: usize = 1 << 12;
 
 fn spec(fields: &Fields) -> Result<Spec> {
-    let mut spec = qwen3::spec(fields, FAMILY.name)?;
-    spec.activation = activation(fields, "hidden_act", "silu")?;
+    let mut spec = qwen3::body(fields, FAMILY.name)?;
+    // Unlike the dense models, in all layers or in none.
+    if fields.flag("use_sliding_window")? {
+        window_everywhere(&mut spec, fields, Some(WINDOW))?;
+    }
     let count = experts(fields, &["num_experts", "num_local_experts"])?;
     spec.experts = Some(Experts {
         count,
