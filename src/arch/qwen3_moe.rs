@@ -19,7 +19,8 @@ pub(super) const FAMILY: Family = Family {
 };
 
 const WINDOW: usize = 4096;
-const MOST_EXPERTS: usize = 1 << 12;
+/// Of all layers together; far above every model that exists.
+const MOST_EXPERTS: usize = 1 << 16;
 
 fn spec(fields: &Fields) -> Result<Spec> {
     let mut spec = qwen3::body(fields, FAMILY.name)?;
@@ -27,7 +28,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     if fields.flag("use_sliding_window")? {
         window_everywhere(&mut spec, fields, Some(WINDOW))?;
     }
-    let count = experts(fields, &["num_experts", "num_local_experts"])?;
+    let count = experts(fields, &["num_experts", "num_local_experts"], spec.layers)?;
     spec.experts = Some(Experts {
         count,
         per_token: per_token(fields, count, 8)?,
@@ -42,10 +43,10 @@ fn spec(fields: &Fields) -> Result<Spec> {
     Ok(spec)
 }
 
-/// The number of experts, under the first of the keys that is there.
-pub(super) fn experts(fields: &Fields, keys: &[&str]) -> Result<usize> {
+/// The number of experts, under the first of the keys that is there; all layers' together stay countable.
+pub(super) fn experts(fields: &Fields, keys: &[&str], layers: usize) -> Result<usize> {
     let key = keys.iter().find(|key| fields.get(key).is_some()).unwrap_or(&keys[0]);
-    fields.size(key, MOST_EXPERTS)
+    fields.size(key, MOST_EXPERTS / layers)
 }
 
 /// `num_experts_per_tok`, at most all of them.
