@@ -30,7 +30,7 @@ const NAMES: Names = Names { block: &[NORM_BEFORE, ATTENTION, NORM_BETWEEN, MOE]
 fn spec(fields: &Fields) -> Result<Spec> {
     let mut spec = decoder(fields, FAMILY.name, NAMES, &KEYS, &Absent { eps: 1e-5, ..ABSENT })?;
     spec.activation = activation(fields, "hidden_act", "silu")?;
-    let count = experts(fields, &["num_local_experts", "num_experts"])?;
+    let count = experts(fields, &["num_local_experts", "num_experts"], spec.layers)?;
     let per_token = per_token(fields, count, 2)?;
     spec.experts = Some(Experts { count, per_token, ffn: spec.ffn, normalised: true });
     spec.blocks.iter_mut().for_each(|block| block.experts = true);

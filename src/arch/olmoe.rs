@@ -26,7 +26,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     refuse_set(fields, "clip_qkv", "queries, keys and values that are cut off are not supported")?;
     refuse_set(fields, "sliding_window", "windows of this family are not supported")?;
     biases(&mut spec, fields, "attention_bias", false, &QKVO)?;
-    let count = experts(fields, &["num_experts", "num_local_experts"])?;
+    let count = experts(fields, &["num_experts", "num_local_experts"], spec.layers)?;
     spec.experts = Some(Experts {
         count,
         per_token: per_token(fields, count, 8)?,

@@ -21,16 +21,21 @@ pub(super) const FAMILY: Family = Family {
         "RoPE scaling",
     ],
     refused: &["Qwen3-VL and Qwen3-Next: other architectures", "quantised weights"],
-    spec: |fields| spec(fields, FAMILY.name),
+    spec,
 };
 
+fn spec(fields: &Fields) -> Result<Spec> {
+    let mut spec = body(fields, FAMILY.name)?;
+    windows(&mut spec, fields)?;
+    Ok(spec)
+}
+
 /// What Qwen3's dense and sparse models share.
-pub(super) fn spec(fields: &Fields, family: &'static str) -> Result<Spec> {
+pub(super) fn body(fields: &Fields, family: &'static str) -> Result<Spec> {
     let mut spec = decoder(fields, family, LLAMA, &KEYS, &Absent { head_width: 128, ..ABSENT })?;
     spec.activation = activation(fields, "hidden_act", "silu")?;
     spec.qk_norm = Some(QkNorm::Head);
     biases(&mut spec, fields, "attention_bias", false, &QKVO)?;
-    windows(&mut spec, fields)?;
     everywhere(&mut spec, fields, &WHOLE)?;
     Ok(spec)
 }

@@ -1,6 +1,6 @@
 //! Qwen3 with a mixture of experts in all layers, or in some. Attention is converted, the experts stay as they are.
 
-use super::common::{MOST_FFN, activation};
+use super::common::{MOST_FFN, window_everywhere};
 use super::fields::Fields;
 use super::spec::Experts;
 use super::{Family, Spec, qwen3};
@@ -10,17 +10,25 @@ pub(super) const FAMILY: Family = Family {
     name: "qwen3_moe",
     models: "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
     model_types: &["qwen3_moe"],
-    supported: &["as qwen3", "experts in all layers or in some, which stay as they are"],
+    supported: &[
+        "as qwen3, but windows in all layers or in none",
+        "experts in all layers or in some, which stay as they are",
+    ],
     refused: &["LoRA on gate, up or down where all layers have experts", "quantised weights"],
     spec,
 };
 
-pub(super) const MOST_EXPERTS: usize = 1 << 12;
+const WINDOW: usize = 4096;
+/// Of all layers together; far above every model that exists.
+const MOST_EXPERTS: usize = 1 << 16;
 
 fn spec(fields: &Fields) -> Result<Spec> {
-    let mut spec = qwen3::spec(fields, FAMILY.name)?;
-    spec.activation = activation(fields, "hidden_act", "silu")?;
-    let count = experts(fields, &["num_experts", "num_local_experts"])?;
+    let mut spec = qwen3::body(fields, FAMILY.name)?;
+    // Unlike the dense models, in all layers or in none.
+    if fields.flag("use_sliding_window")? {
+        window_everywhere(&mut spec, fields, Some(WINDOW))?;
+    }
+    let count = experts(fields, &["num_experts", "num_local_experts"], spec.layers)?;
     spec.experts = Some(Experts {
         count,
         per_token: per_token(fields, count, 8)?,
@@ -35,10 +43,10 @@ fn spec(fields: &Fields) -> Result<Spec> {
     Ok(spec)
 }
 
-/// The number of experts, under the first of the keys that is there.
-pub(super) fn experts(fields: &Fields, keys: &[&str]) -> Result<usize> {
+/// The number of experts, under the first of the keys that is there; all layers' together stay countable.
+pub(super) fn experts(fields: &Fields, keys: &[&str], layers: usize) -> Result<usize> {
     let key = keys.iter().find(|key| fields.get(key).is_some()).unwrap_or(&keys[0]);
-    fields.size(key, MOST_EXPERTS)
+    fields.size(key, MOST_EXPERTS / layers)
 }
 
 /// `num_experts_per_tok`, at most all of them.

@@ -146,7 +146,7 @@ impl<'a> View<'a> {
         let norm = self.model.spec.norm;
         match norm.kind {
             NormKind::Rms => norm::rms_norm(x, weight, norm.eps),
-            NormKind::RmsPlusOne => norm::rms_norm(x, &(weight + 1.0)?, norm.eps),
+            NormKind::RmsPlusOne => norm::rms_norm_plus_one(x, weight, norm.eps),
             NormKind::Layer => {
                 let [weight, bias] = [Some(weight), bias].map(|t| t.map(|t| Var::constant(t.clone())));
                 norm::layer_norm(x, 1, weight.as_ref(), bias.as_ref(), norm.eps)

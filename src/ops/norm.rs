@@ -129,6 +129,11 @@ pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
     Norm { width, centred: false, divisor: width as f32, eps: eps as f32 }.apply(x, Some(weight))
 }
 
+/// The same times one plus the weight (Gemma).
+pub fn rms_norm_plus_one(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
+    rms_norm(x, &(weight + 1.0)?, eps)
+}
+
 /// RMSNorm over the last `dims` dims, times `weight` spread as in [`super::broadcast`]: over `x` [B, T, H, V] each head by
 /// itself (1) or the full width (2), with a weight `[V]`, [H, V] or none.
 pub fn rms_norm_over(x: &Var, dims: usize, weight: Option<&Var>, eps: f64) -> Result<Var> {

@@ -54,6 +54,82 @@ fn architectures() {
     t.compare("architectures");
 }
 
+/// A tokenizer of 48 characters.
+fn tokenizer() -> Value {
+    let characters = "\u{0}\u{1}? .,!'\"-abcdefghijklmnopqrstuvwxyzABCDEHILMOST";
+    let vocab: Map<String, Value> = characters.chars().enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
+    assert_eq!(vocab.len(), 48);
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "Split", "pattern": { "Regex": "(?s:.)" }, "behavior": "Isolated", "invert": false },
+        "post_processor": null, "decoder": { "type": "Fuse" },
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "?" }
+    })
+}
+
+/// Every family through the whole program: convert, inspect, evaluate, generate.
+#[test]
+fn every_family_is_converted() {
+    let t = Transcript::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| !name.contains('-') && name != "phi3");
+    names.push("phi3-short".into());
+    names.sort();
+    assert_eq!(names.len(), FAMILIES.len());
+    let mixers = [
+        "mixer = \"hedgehog\"\nwindow = { size = 8, combine = \"joint\" }",
+        "mixer = \"liger-gla\"\nwindow = { size = 8, combine = \"fixed\" }",
+        "mixer = \"gated-deltanet\"",
+    ];
+    for (i, name) in names.iter().enumerate() {
+        family(&t, name, name, json!({ "eos_token_id": 1 }));
+        t.write(&format!("{name}/tokenizer.json"), tokenizer().to_string());
+        let training = "tokens = \"800\"\nbatch = { size = 2 }\nschedule = { kind = \"constant\" }";
+        t.write(
+            "recipe.toml",
+            format!(
+                "[teacher]\nmodel = \"{name}\"\n[student]\n{}\nkeep_softmax = [1]\n[data]\nsource = \
+                 \"builtin:tinystories-valid\"\nsequence = 40\n[[stage]]\nkind = \"calibrate\"\ntokens = \"400\"\n{}\
+                 [[stage]]\nkind = \"lora\"\n{training}\n[[stage]]\nkind = \"evaluate\"\ntext = \
+                 \"builtin:tinystories-valid\"\ntokens = \"400\"\n",
+                mixers[i % 3],
+                match i % 3 {
+                    // Liger adds nothing that attention transfer could train.
+                    1 => String::new(),
+                    _ => format!("[[stage]]\nkind = \"attention-transfer\"\n{training}\n"),
+                }
+            ),
+        );
+        let run = |arguments: &[&str]| {
+            let output = subquad(&t.path(""), arguments).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{name}: {arguments:?}: {said}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        run(&["plan", "recipe.toml"]);
+        let model = run(&["convert", "recipe.toml", "--out", &format!("runs/{name}")]);
+        let inspected: Value = serde_json::from_str(&run(&["inspect", model.trim(), "--json"])).unwrap();
+        assert_eq!(inspected["conversion"]["replaced_layers"][0], 0, "{name}");
+        let score = run(&[
+            "evaluate",
+            model.trim(),
+            "--text",
+            "builtin:tinystories-valid",
+            "--tokens",
+            "200",
+            "--sequence",
+            "40",
+            "--json",
+        ]);
+        let score: Value = serde_json::from_str(&score).unwrap();
+        assert!(score["kl"].as_f64().is_some_and(|kl| kl >= 0.0), "{name}: {score}");
+        let generated = run(&["generate", model.trim(), "--prompt", "Once upon", "--max-tokens", "12"]);
+        assert!(generated.starts_with("Once upon"), "{name}: {generated}");
+    }
+}
+
 /// A recipe for `teacher` with a LoRA stage on these linear layers.
 fn recipe(teacher: &str, sequence: usize, on: &str) -> String {
     format!(

@@ -142,24 +142,36 @@ fn gradients_are_differences() {
     }
 }
 
-/// One step of attention transfer makes the loss smaller in every family.
+/// A step of a stage along its gradient makes the stage's loss smaller.
+fn step_learns(objective: &dyn Objective, student: &mut Student, ids: &[u32], what: &str) {
+    let (before, gradients) = objective.gradients(student, ids, 1).unwrap();
+    let square: f32 = gradients.values().map(|g| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sum();
+    let rate = 0.01 / f64::from(square.sqrt()).max(1e-6);
+    for (name, gradient) in &gradients {
+        let moved = (&student.tensors[name] - (gradient * rate).unwrap()).unwrap();
+        student.tensors.insert(name.clone(), moved);
+    }
+    let after = objective.loss(student, ids, 1).unwrap();
+    assert!(after < before, "{what}, {}: {before} to {after}", objective.name());
+}
+
 #[test]
-fn attention_transfer_learns() {
+fn stages_learn() {
     for case in Case::all() {
         let (_, model) = open(&case.folder);
-        let mut student = case.student(&model, "hedgehog", None, &[]);
-        let objective = AttentionTransfer { model: &model, output: 1.0, weights: 1.0 };
         let ids = case.ids("ids");
-        let (before, gradients) = objective.gradients(&student, &ids, 1).unwrap();
-        let square: f32 =
-            gradients.values().map(|g| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sum();
-        let rate = 0.01 / f64::from(square.sqrt()).max(1e-6);
-        for (name, gradient) in &gradients {
-            let moved = (&student.tensors[name] - (gradient * rate).unwrap()).unwrap();
-            student.tensors.insert(name.clone(), moved);
+        for (mixer, combine) in MIXERS {
+            let what = format!("{} to {mixer}", case.name);
+            let mut student = case.student(&model, mixer, combine, &[]);
+            if !student.learned_tensors().is_empty() {
+                let weights = if mixer == "hedgehog" { 1.0 } else { 0.0 };
+                let objective = AttentionTransfer { model: &model, output: 1.0, weights };
+                step_learns(&objective, &mut student, &ids, &what);
+            }
+            student.adapt(adapter(), &model.spec, 0).unwrap();
+            let groups = Lora::trained(&student, &model, &adapter(), true, 0.0);
+            step_learns(&Lora::new(&model, 1.0, false, &groups), &mut student, &ids, &what);
         }
-        let after = objective.loss(&student, &ids, 1).unwrap();
-        assert!(after < before, "{}: {before} to {after}", case.name);
     }
 }
 

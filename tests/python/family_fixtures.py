@@ -165,7 +165,7 @@ CASES = {
     "qwen3_moe-steps": (
         "Qwen3Moe",
         dict(head_dim=8, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=12, decoder_sparse_step=2,
-             norm_topk_prob=False, attention_bias=True, use_sliding_window=True, sliding_window=8, max_window_layers=0),
+             norm_topk_prob=False, attention_bias=True, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     ),
     "olmoe": (
         "Olmoe",
