@@ -33,7 +33,8 @@ fn is_legal(name: &str) -> bool {
 pub(super) fn is_exported(name: &str) -> bool {
     let shard = name.starts_with("model-") && name.ends_with(".safetensors");
     let ours = [CONFIG, GENERATION, INDEX, WEIGHTS, RECIPE, CARD];
-    shard || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
+    let python = super::python::FILES.iter().any(|(file, _)| *file == name);
+    shard || python || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
 }
 
 /// What a teacher has beside its weights and config.json.

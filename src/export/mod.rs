@@ -8,6 +8,7 @@ mod config;
 mod files;
 mod parity;
 mod place;
+mod python;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,11 +85,14 @@ pub fn export(
             write_atomically(&folder.join(name), bytes)?;
         }
         let dtype = main_dtype(&tensors[..model.spec.tensors().len()]);
-        let config = config::config(model, &student.conversion, teacher.config(), dtype)?;
+        let config = config::config(model, student, teacher.config(), dtype)?;
         write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
         if !copies.contains(config::GENERATION) {
             let generation = config::generation(&model.spec, &config);
             write_atomically(&folder.join(config::GENERATION), &config::text(&generation)?)?;
+        }
+        for (name, text) in python::FILES {
+            write_atomically(&folder.join(name), text.as_bytes())?;
         }
         write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
         let card = card::card(model, student, teacher, reports)?;
