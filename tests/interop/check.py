@@ -22,6 +22,13 @@ def load(folder, **arguments):
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32, **arguments).eval()
 
 
+def quiet():
+    """Nothing but what the checks say."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 class Failures:
     """Every failing check, not the first alone."""
 
@@ -74,8 +81,9 @@ def parity(folder, failures):
     greedy = expected["greedy"].long()
     prompts = [row[:n] for row, n in zip(expected["prompt"].long(), expected["lengths"].tolist())]
     ids, mask = left_padded(prompts)
-    config = GenerationConfig(max_new_tokens=greedy.shape[1], do_sample=False, pad_token_id=0, eos_token_id=None)
-    text = model.generate(ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
+    # Ours goes on beyond ends of text; what the model's own settings say would be taken for None.
+    model.generation_config = GenerationConfig(max_new_tokens=greedy.shape[1], do_sample=False, pad_token_id=0)
+    text = model.generate(ids, attention_mask=mask)[:, ids.shape[1] :]
     failures.true(f"{name}: greedy text of a padded batch", torch.equal(text, greedy))
     whole, mask = left_padded([torch.cat(pair) for pair in zip(prompts, greedy)])
     again = model(whole, attention_mask=mask, use_cache=False).logits.argmax(-1)[:, -greedy.shape[1] - 1 : -1]
@@ -85,8 +93,7 @@ def parity(folder, failures):
 def main():
     cases, names = Path(sys.argv[1]), tuple(sys.argv[2:]) or ("",)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
+    quiet()
     failures, began = Failures(), time.time()
     folders = sorted(folder for folder in cases.iterdir() if folder.name.startswith(names))
     for folder in folders:
