@@ -92,7 +92,7 @@ impl Case<'_> {
         // Away from initial values, at which gates say little, and then of the size that a conversion gives a layer:
         // a norm of outputs that are nearly nothing would make differences out of rounding.
         for (seed, tensor) in student.tensors.values_mut().enumerate() {
-            *tensor = (&*tensor + random(seed as u64, tensor.dims(), 0.05)?)?;
+            *tensor = (&*tensor + random(seed as u64, tensor.dims(), 0.03)?)?;
         }
         let text = &teacher.text[..TOKENS.min(teacher.longest())];
         calibrate(&teacher.model, &mut student, text, 1, Match::Error, &mut Silent)?;

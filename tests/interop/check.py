@@ -1,6 +1,6 @@
 """Exported folders in transformers: what cases.rs wrote is loaded, and held to what this crate computed.
 
-    python check.py CASES [NAME ...]     every case whose name begins with one of these; all without names
+    python check.py CASES PROGRAM [NAME ...]     every case whose name begins with one of these; all without names
 """
 
 import sys
@@ -91,13 +91,12 @@ def parity(folder, failures):
 
 
 def main():
-    cases, names = Path(sys.argv[1]), tuple(sys.argv[2:]) or ("",)
+    cases, names = Path(sys.argv[1]), tuple(sys.argv[3:]) or ("",)
     torch.set_num_threads(1)
     quiet()
     failures, began = Failures(), time.time()
     folders = sorted(folder for folder in cases.iterdir() if folder.name.startswith(names))
     for folder in folders:
-        print(f"{folder.name}", file=sys.stderr, flush=True)
         try:
             parity(folder, failures)
         except Exception as error:  # the next case may be fine

@@ -155,7 +155,6 @@ def main():
     quiet()
     failures = Failures()
     for name in CASES + FAMILIES:
-        print(name, file=sys.stderr, flush=True)
         folder = cases / name
         model = load(folder / "model")
         padding(folder, model, failures)
