@@ -4,8 +4,8 @@ use candle_core::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
 use super::python;
+use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
 use crate::model::{Conversion, Model, Student};
 use crate::{Error, Result};
 
@@ -13,8 +13,16 @@ use crate::{Error, Result};
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
-const DROPPED: [&str; 8] =
-    ["auto_map", "_name_or_path", "transformers_version", "_attn_implementation", MODEL_TYPE, OF_TEACHER, DECODER, TENSORS];
+const DROPPED: [&str; 8] = [
+    "auto_map",
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    MODEL_TYPE,
+    OF_TEACHER,
+    DECODER,
+    TENSORS,
+];
 /// The decoder as data, in the words of [`Spec`], for programs that know no families. Nothing here reads it: the
 /// teacher's own keys say the same.
 const DECODER: &str = "subquad_decoder";

@@ -10,6 +10,7 @@
 //! model/            the exported model
 //! ```
 
+mod adapter;
 mod folder;
 mod identity;
 mod inputs;
@@ -17,6 +18,7 @@ mod ledger;
 mod report;
 mod stages;
 mod store;
+mod unmerged;
 
 use crate::Result;
 use crate::evaluate::Report;
@@ -30,6 +32,7 @@ use ledger::Entry;
 pub use report::{StageReport, TrainingReport};
 use stages::Pipeline;
 use std::path::{Path, PathBuf};
+pub use unmerged::{Unmerged, unmerged};
 
 /// Whether a folder is that of a run, finished or not.
 pub fn is_run(folder: &Path) -> bool {

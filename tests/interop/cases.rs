@@ -17,7 +17,7 @@ use subquad::arch::{FORMAT, Scaling, Spec};
 use subquad::checkpoint::{Checkpoint, Location, save_tensors};
 use subquad::export::{ExportOptions, export};
 use subquad::mixer::{Combine, MIXERS, Window};
-use subquad::model::{Conversion, Model, Sampler, Session, Student, View};
+use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
 use subquad::progress::Silent;
 use subquad::stage::{Match, calibrate};
 
@@ -71,6 +71,8 @@ impl Teacher {
 /// One conversion of a teacher.
 struct Case<'a> {
     mixer: &'a str,
+    /// Whether there is an adapter of some projections beside the model.
+    adapted: bool,
     options: serde_json::Value,
     window: Option<Window>,
     softmax_layers: Vec<usize>,
@@ -96,6 +98,13 @@ impl Case<'_> {
         }
         let text = &teacher.text[..TOKENS.min(teacher.longest())];
         calibrate(&teacher.model, &mut student, text, 1, Match::Error, &mut Silent)?;
+        if self.adapted {
+            let targets = vec![Target::Q, Target::V, Target::O, Target::Up, Target::Down];
+            student.adapt(Adapter { rank: 3, alpha: 6.0, targets }, &teacher.model.spec, 1)?;
+            for (name, tensor) in student.tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")) {
+                *tensor = random(name.len() as u64, tensor.dims(), 0.05)?;
+            }
+        }
         let folder = to.join(name);
         std::fs::create_dir_all(&folder)?;
         let options = ExportOptions { shard_bytes: 400_000, dtype: Some(DType::F32) };
@@ -147,7 +156,8 @@ fn random(seed: u64, shape: &[usize], scale: f32) -> Done<Tensor> {
 /// Every mixer alone and beside each kind of window that it takes, and every option at another value than its default.
 fn mixers(to: &Path) -> Done<()> {
     let teacher = Teacher::open("builtin:stories260K", &Location::resolve("builtin:stories260K", None)?)?;
-    let case = |mixer| Case { mixer, options: serde_json::json!({}), window: None, softmax_layers: vec![] };
+    let case =
+        |mixer| Case { mixer, options: serde_json::json!({}), window: None, softmax_layers: vec![], adapted: false };
     for registration in MIXERS {
         let mixer = registration.name;
         case(mixer).write(&format!("mixer-{mixer}"), &teacher, to)?;
@@ -162,6 +172,10 @@ fn mixers(to: &Path) -> Done<()> {
         if registration.combine.contains(&Combine::Joint) {
             Case { window: Some(joint), ..case(mixer) }.write(&format!("mixer-{mixer}-sinks"), &teacher, to)?;
         }
+    }
+    for (name, convolution) in [("fla-gla", false), ("fla-gla-convolution", true)] {
+        let options = serde_json::json!({ "output_gate": false, "convolution": convolution });
+        Case { options, ..case("gla") }.write(name, &teacher, to)?;
     }
     for (mixer, options) in OPTIONS {
         let options: serde_json::Value = serde_json::from_str(options)?;
@@ -207,7 +221,8 @@ const OPTIONS: &[(&str, &str)] = &[
 /// Every tiny teacher of tests/fixtures/families, its last layer with the teacher's own attention.
 fn families(to: &Path) -> Done<()> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(fixtures)?.map(|e| Ok(e?.path())).collect::<std::io::Result<_>>()?;
+    let mut folders: Vec<PathBuf> =
+        std::fs::read_dir(fixtures)?.map(|e| Ok(e?.path())).collect::<std::io::Result<_>>()?;
     folders.sort();
     for (i, folder) in folders.iter().enumerate() {
         let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
@@ -215,8 +230,12 @@ fn families(to: &Path) -> Done<()> {
         let (mixer, combine) = [("hedgehog", Some(Combine::Joint)), ("gated-deltanet", None)][i % 2];
         let window = combine.map(|combine| Window { size: 8, sinks: 0, combine });
         let softmax_layers = vec![teacher.model.spec.layers - 1];
-        let case = Case { mixer, options: serde_json::json!({}), window, softmax_layers };
+        let case = Case { mixer, options: serde_json::json!({}), window, softmax_layers, adapted: false };
         case.write(&format!("family-{name}"), &teacher, to)?;
+        // Projections with tensors of their own, and three ways to share one.
+        if ["llama", "gpt2", "gpt_neox", "phi3"].contains(&name.as_str()) {
+            Case { adapted: true, ..case }.write(&format!("adapter-{name}"), &teacher, to)?;
+        }
     }
     Ok(())
 }

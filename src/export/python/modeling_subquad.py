@@ -28,12 +28,14 @@ from transformers.pytorch_utils import Conv1D
 from .configuration_subquad import SubquadConfig
 
 try:
+    if not torch.cuda.is_available():
+        raise ImportError("its kernels need a GPU")
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.gla import chunk_gla
     from fla.ops.simple_gla import chunk_simple_gla
 
     FLA = True
-except Exception:  # not installed, or not for this machine
+except Exception:  # not installed, or not for this machine: the operators below do the same
     FLA = False
 
 # ------------------------------------------------------------------------------------------------------------ Operators
