@@ -4,8 +4,10 @@ use candle_core::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::card::published;
 use super::python;
 use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
+use crate::checkpoint::Checkpoint;
 use crate::model::{Conversion, Model, Student};
 use crate::{Error, Result};
 
@@ -47,10 +49,11 @@ pub(super) fn dtype_word(dtype: DType) -> Option<&'static str> {
 pub(super) fn config(
     model: &Model,
     student: &Student,
-    teacher: &Map<String, Value>,
+    checkpoint: &Checkpoint,
     dtype: DType,
 ) -> Result<Map<String, Value>> {
-    let (spec, conversion) = (&model.spec, &student.conversion);
+    let (spec, conversion, teacher) = (&model.spec, &student.conversion, checkpoint.config());
+    let published = &Conversion { teacher: published(&conversion.teacher, checkpoint), ..conversion.clone() };
     let of_teacher = |key: &str| teacher.get(key).cloned().unwrap_or(Value::Null);
     let word = dtype_word(dtype).ok_or_else(|| Error::Internal(format!("weights as {}", dtype.as_str())))?;
     let mut config = object([
@@ -102,7 +105,7 @@ pub(super) fn config(
     let decoder = serde_json::to_value(spec).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(DECODER.into(), decoder);
     config.insert(TENSORS.into(), tensors(student, spec.layers));
-    let block = serde_json::to_value(conversion).map_err(|e| Error::Internal(e.to_string()))?;
+    let block = serde_json::to_value(published).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(MODEL_TYPE.into(), block);
     Ok(config)
 }

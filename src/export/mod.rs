@@ -93,7 +93,7 @@ pub fn export(
             write_atomically(&folder.join(name), bytes)?;
         }
         let dtype = main_dtype(&tensors[..model.spec.tensors().len()]);
-        let config = config::config(model, student, teacher.config(), dtype)?;
+        let config = config::config(model, student, teacher, dtype)?;
         write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
         if !copies.contains(config::GENERATION) {
             let generation = config::generation(&model.spec, &config);

@@ -39,6 +39,13 @@ pub fn is_run(folder: &Path) -> bool {
     folder.join(folder::LEDGER).is_file()
 }
 
+/// Where the teacher of a run was found.
+pub fn teacher_of_run(folder: &Path) -> Option<String> {
+    let bytes = std::fs::read(folder.join(folder::PLAN)).ok()?;
+    let plan: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    plan["teacher"]["model"].as_str().map(String::from)
+}
+
 /// What a conversion left behind.
 #[derive(Debug)]
 pub struct Summary {

@@ -4,7 +4,8 @@
 //! ```text
 //! FOLDER/NAME/model/                 the export, f32
 //! FOLDER/NAME/expected.safetensors   ids [2, T], logits [2, T, vocab]; prompt, lengths [3] and greedy [3, N]: for each
-//!                                    of three prompts, the prompt's first tokens, the N that follow
+//!                                    of three prompts, the prompt's first tokens, the N that follow; noise: how far our
+//!                                    own logits of the same text in chunks and one by one are apart
 //! ```
 
 use std::collections::BTreeMap;
@@ -138,8 +139,16 @@ fn expected(view: &View, teacher: &Teacher) -> Done<BTreeMap<String, Tensor>> {
         prompts.extend(prompt);
     }
     let cpu = &Device::Cpu;
+    // How far rounding takes us: the same text read one by one.
+    let logits = view.logits(&ids, 2)?;
+    let (mut session, mut noise) = (Session::new(*view), 0f32);
+    for (t, id) in ids[..tokens].iter().enumerate() {
+        let difference = (session.feed(&[*id])? - logits.get(0)?.get(t)?)?.abs()?.max(0)?;
+        noise = noise.max(difference.to_scalar()?);
+    }
     Ok(BTreeMap::from([
-        ("logits".into(), view.logits(&ids, 2)?),
+        ("noise".into(), Tensor::new(&[noise], cpu)?),
+        ("logits".into(), logits),
         ("ids".into(), Tensor::from_vec(ids, (2, tokens), cpu)?),
         ("prompt".into(), Tensor::from_vec(prompts, (3, most), cpu)?),
         ("lengths".into(), Tensor::new(&lengths.map(|n| n as u32), cpu)?),

@@ -33,7 +33,7 @@ class Failures:
     """Every failing check, not the first alone."""
 
     def __init__(self):
-        self.checks, self.messages, self.worst = 0, [], 0.0
+        self.checks, self.messages, self.worst, self.loose = 0, [], 0.0, 0
 
     def close(self, what, got, want, tolerance=TOLERANCE):
         """Compares numbers; NaN and infinities are far."""
@@ -65,18 +65,22 @@ def parity(folder, failures):
     expected = load_file(folder / "expected.safetensors")
     model = load(folder / "model")
     name, ids, logits = folder.name, expected["ids"].long(), expected["logits"]
-    failures.close(f"{name}: logits", model(ids).logits, logits)
+    # A norm of outputs that are nearly nothing turns rounding into more than the tolerance: so it does here then.
+    tolerance = max(TOLERANCE, 4 * expected["noise"].item())
+    failures.true(f"{name}: our own noise is {expected['noise'].item():.1e}", tolerance < 1e-3)
+    failures.loose += tolerance > TOLERANCE
+    failures.close(f"{name}: logits", model(ids).logits, logits, tolerance)
 
     cut = min(40, ids.shape[1] // 2)
     first = model(ids[:, :cut], use_cache=True)
     second = model(ids[:, cut:], past_key_values=first.past_key_values, use_cache=True)
-    failures.close(f"{name}: in two parts", torch.cat([first.logits, second.logits], 1), logits)
+    failures.close(f"{name}: in two parts", torch.cat([first.logits, second.logits], 1), logits, tolerance)
     cache, steps = None, []
     for t in range(min(STEPS, ids.shape[1])):
         out = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
-    failures.close(f"{name}: one by one", torch.cat(steps, 1), logits[:, : len(steps)])
+    failures.close(f"{name}: one by one", torch.cat(steps, 1), logits[:, : len(steps)], tolerance)
 
     greedy = expected["greedy"].long()
     prompts = [row[:n] for row, n in zip(expected["prompt"].long(), expected["lengths"].tolist())]
@@ -103,7 +107,7 @@ def main():
         except Exception as error:  # the next case may be fine
             failures.true(f"{folder.name}: {type(error).__name__}: {error}", False)
     print(f"transformers {transformers.__version__}: {len(folders)} folders, {failures.checks} checks, ", end="")
-    print(f"largest difference {failures.worst:.1e}, {len(failures.messages)} wrong, {time.time() - began:.0f} s")
+    print(f"largest difference {failures.worst:.1e} ({failures.loose} folders with noise of their own), {len(failures.messages)} wrong, {time.time() - began:.0f} s")
     if not folders or failures.messages:
         sys.exit(1)
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 warnings.filterwarnings("ignore")
 import fla  # noqa: E402, registers its models
 import fla.layers.gla as layer  # noqa: E402
+import fla.modules.mlp as mlp  # noqa: E402
 from fla.modules.convolution import ShortConvolution  # noqa: E402
 from fla.ops.gla.naive import naive_recurrent_gla  # noqa: E402
 
@@ -41,6 +42,7 @@ def main():
     torch.set_num_threads(1)
     layer.chunk_gla = layer.fused_recurrent_gla = gla
     ShortConvolution.forward = convolution
+    mlp.swiglu = lambda x, y: F.silu(x) * y
     layer.RMSNorm.forward = rms_norm
     failures, plain = Failures(), {"fuse_norm": False, "fuse_swiglu": False, "fuse_cross_entropy": False}
     for name in ("fla-gla", "fla-gla-convolution"):
