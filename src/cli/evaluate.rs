@@ -5,7 +5,9 @@ use super::opened::{Loaded, Opened};
 use super::printer::Printer;
 use crate::checkpoint::Location;
 use crate::evaluate::{self, EvaluationText, Report, Score};
+use crate::model::Student;
 use crate::progress::{Progress, Unit};
+use crate::run::teacher_of_run;
 use crate::text::{Windows, documents, tokenize};
 use crate::{Error, Result};
 
@@ -70,7 +72,7 @@ impl Args {
         let Loaded { model, student } = opened.load()?;
         let teacher = match (&self.teacher, &student) {
             (Some(teacher), _) => Some(load_teacher(teacher, &opened)?),
-            (None, Some(student)) => load_teacher(&student.conversion.teacher, &opened)
+            (None, Some(student)) => load_teacher(&teacher_of(&opened, student), &opened)
                 .inspect_err(|error| {
                     printer.warn(format_args!(
                         "the teacher cannot be opened, so nothing is compared with it: {error}\n\
@@ -96,6 +98,12 @@ impl Args {
         works.end(&format!("{} tokens", format::count(ids.len() as u64)));
         Ok(ids)
     }
+}
+
+/// The teacher as the run that holds the model knows it, or as the model names it.
+fn teacher_of(opened: &Opened, student: &Student) -> String {
+    let of_run = opened.checkpoint.path().parent().and_then(teacher_of_run);
+    of_run.unwrap_or_else(|| student.conversion.teacher.clone())
 }
 
 fn load_teacher(text: &str, student: &Opened) -> Result<crate::model::Model> {

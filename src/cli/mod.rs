@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod convert;
 mod evaluate;
+mod export;
 mod format;
 mod generate;
 mod inspect;
@@ -57,6 +58,7 @@ enum Command {
     Inspect(inspect::Args),
     Evaluate(evaluate::Args),
     Generate(generate::Args),
+    Export(export::Args),
     Mixers(mixers::Args),
     Teachers(teachers::Args),
     Recipes(recipes::Args),
@@ -74,6 +76,7 @@ impl Command {
             Command::Inspect(args) => args.run(printer),
             Command::Evaluate(args) => args.run(printer),
             Command::Generate(args) => args.run(printer),
+            Command::Export(args) => args.run(printer),
             Command::Mixers(args) => args.run(printer),
             Command::Teachers(args) => args.run(printer),
             Command::Recipes(args) => args.run(printer),

@@ -31,23 +31,53 @@ pub(super) fn card(model: &Model, student: &Student, teacher: &Checkpoint, repor
         add(evaluation(reports)?);
     }
     add(RUNNING.to_string());
+    if student.adapter.is_some() {
+        add(ADAPTED.to_string());
+    }
     Ok(card)
 }
 
 const RUNNING: &str = "\
 ## Running it
 
+`DIR` is this folder, or its place on the Hub. It needs torch and transformers; its own code runs in `trust_remote_code`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(\"DIR\", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(\"DIR\", trust_remote_code=True)
+ids = tokenizer(\"Once upon a time\", return_tensors=\"pt\").to(model.device)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))
+```
+
 ```sh
+lm_eval --model hf --model_args pretrained=DIR,trust_remote_code=True --tasks TASKS
 subquad generate DIR --prompt \"Once upon a time\"
 subquad evaluate DIR --text FILE
 ```
 
-`DIR` is this folder. The weights are merged: no adapter is needed.
-
-transformers cannot load this model yet: its modelling file comes with a later release of subquad. Nor can servers
-that run softmax attention only, such as llama.cpp and vLLM. The `model_type` is of its own, so that none of them runs
-it as something that it is not.
+Tested with transformers 4.57.6 and 5.23.0, PEFT 0.21.2 and lm-eval 0.4.13. Where flash-linear-attention is installed and
+a GPU is there, its kernels serve. `transformers serve` and subquad run this model. vLLM and llama.cpp, which run softmax
+attention, do not: the `model_type` is of its own, so that none of them runs it as something that it is not.
 ";
+
+const ADAPTED: &str = "\
+The weights are those before the last low-rank update, which is the folder `adapter`, in PEFT's format. It belongs to this
+model and not to the teacher, whose projections have the same names:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, \"DIR/adapter\")
+```
+";
+
+/// The teacher as others may know it: a Hub id, a built-in name, or the name of its folder without the way to it.
+pub(super) fn published(name: &str, teacher: &Checkpoint) -> String {
+    let short = || name.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(name).to_string();
+    hub_id(name, teacher).unwrap_or_else(|| if Path::new(name).has_root() { short() } else { name.to_string() })
+}
 
 /// The teacher's Hub id, where `name` is one, or a folder of the cache that Hub clients share.
 fn hub_id(name: &str, teacher: &Checkpoint) -> Option<String> {
@@ -66,14 +96,17 @@ fn front_matter(student: &Student, teacher: &Checkpoint) -> Result<String> {
     let mut lines = vec!["---".to_string()];
     if let Some(id) = hub_id(&student.conversion.teacher, teacher) {
         lines.push(format!("base_model: {id}"));
+        lines.push("base_model_relation: finetune".into());
     }
     if let Some(license) = license(teacher)? {
         lines.push(format!("license: {license}"));
     }
-    lines.push("library_name: subquad".into());
+    lines.push("library_name: transformers".into());
+    lines.push("pipeline_tag: text-generation".into());
     lines.push("tags:".into());
     lines.push("- linear-attention".into());
     lines.push(format!("- {}", student.conversion.mixer));
+    lines.push("- custom_code".into());
     lines.push("---\n".into());
     Ok(lines.join("\n"))
 }

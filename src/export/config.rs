@@ -4,19 +4,32 @@ use candle_core::DType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::card::published;
+use super::python;
 use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
-use crate::model::{Conversion, Model};
+use crate::checkpoint::Checkpoint;
+use crate::model::{Conversion, Model, Student};
 use crate::{Error, Result};
 
 /// How text is generated: ends of text, sampling.
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
-const DROPPED: [&str; 7] =
-    ["auto_map", "_name_or_path", "transformers_version", "_attn_implementation", MODEL_TYPE, OF_TEACHER, DECODER];
+const DROPPED: [&str; 8] = [
+    "auto_map",
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation",
+    MODEL_TYPE,
+    OF_TEACHER,
+    DECODER,
+    TENSORS,
+];
 /// The decoder as data, in the words of [`Spec`], for programs that know no families. Nothing here reads it: the
 /// teacher's own keys say the same.
 const DECODER: &str = "subquad_decoder";
+/// Names and shapes of the mixers' tensors: `kinds` of layers, and the kind of each layer. Nothing here reads it either.
+const TENSORS: &str = "subquad_tensors";
 /// Keys whose place `rope_theta` at the top level takes where nothing else is said of rotary positions: transformers 4
 /// reads no theta from `rope_parameters`.
 const ROPE: [&str; 2] = ["rope_parameters", "rope_scaling"];
@@ -35,16 +48,18 @@ pub(super) fn dtype_word(dtype: DType) -> Option<&'static str> {
 /// config.json. A `model_type` of our own: under the teacher's, other programs would load it as a plain softmax model.
 pub(super) fn config(
     model: &Model,
-    conversion: &Conversion,
-    teacher: &Map<String, Value>,
+    student: &Student,
+    checkpoint: &Checkpoint,
     dtype: DType,
 ) -> Result<Map<String, Value>> {
-    let spec = &model.spec;
+    let (spec, conversion, teacher) = (&model.spec, &student.conversion, checkpoint.config());
+    let published = &Conversion { teacher: published(&conversion.teacher, checkpoint), ..conversion.clone() };
     let of_teacher = |key: &str| teacher.get(key).cloned().unwrap_or(Value::Null);
     let word = dtype_word(dtype).ok_or_else(|| Error::Internal(format!("weights as {}", dtype.as_str())))?;
     let mut config = object([
         ("architectures", json!(["SubquadForCausalLM"])),
         ("model_type", json!(MODEL_TYPE)),
+        ("auto_map", python::auto_map()),
         ("vocab_size", json!(spec.vocab)),
         ("hidden_size", json!(spec.width)),
         ("num_hidden_layers", json!(spec.layers)),
@@ -89,9 +104,29 @@ pub(super) fn config(
     }
     let decoder = serde_json::to_value(spec).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(DECODER.into(), decoder);
-    let block = serde_json::to_value(conversion).map_err(|e| Error::Internal(e.to_string()))?;
+    config.insert(TENSORS.into(), tensors(student, spec.layers));
+    let block = serde_json::to_value(published).map_err(|e| Error::Internal(e.to_string()))?;
     config.insert(MODEL_TYPE.into(), block);
     Ok(config)
+}
+
+/// What [`TENSORS`] says.
+fn tensors(student: &Student, layers: usize) -> Value {
+    let mut kinds: Vec<Value> = vec![];
+    let mut kind_of = |layer: usize| {
+        if !student.replaced(layer) {
+            return None;
+        }
+        let tensors = student.mixer(layer).tensors().into_iter().map(|t| (t.name.to_string(), json!(t.shape)));
+        let kind = Value::Object(tensors.collect());
+        let known = kinds.iter().position(|k| *k == kind);
+        Some(known.unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        }))
+    };
+    let layers: Vec<Option<usize>> = (0..layers).map(&mut kind_of).collect();
+    json!({ "kinds": kinds, "layers": layers })
 }
 
 /// transformers' words for the kinds of layers: which cache each of them needs.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::Written;
 use super::config::GENERATION;
+use super::{Written, adapter};
 use crate::checkpoint::{CONFIG, Checkpoint, INDEX, WEIGHTS};
 use crate::{Error, Result};
 
@@ -33,7 +33,16 @@ fn is_legal(name: &str) -> bool {
 pub(super) fn is_exported(name: &str) -> bool {
     let shard = name.starts_with("model-") && name.ends_with(".safetensors");
     let ours = [CONFIG, GENERATION, INDEX, WEIGHTS, RECIPE, CARD];
-    shard || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
+    let python = super::python::FILES.iter().any(|(file, _)| *file == name);
+    shard || python || ours.contains(&name) || TOKENIZER.contains(&name) || is_legal(name)
+}
+
+/// Whether a folder inside of an export is that of its adapter.
+pub(super) fn is_adapter(folder: &Path) -> bool {
+    let names = folder.read_dir().map(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<Vec<_>>());
+    let known = |name: &std::ffi::OsString| name == adapter::CONFIG || name == adapter::WEIGHTS;
+    folder.ends_with(adapter::ADAPTER)
+        && names.is_ok_and(|names| names.iter().all(|name| name.as_ref().is_ok_and(known)))
 }
 
 /// What a teacher has beside its weights and config.json.
@@ -74,6 +83,12 @@ pub(super) fn listing(folder: &Path) -> Result<Vec<Written>> {
     let mut all = Vec::new();
     for entry in folder.read_dir().map_err(Error::io(folder, "list it"))? {
         let entry = entry.map_err(Error::io(folder, "list it"))?;
+        if entry.path().is_dir() {
+            let parent = entry.file_name().to_string_lossy().into_owned();
+            let inside = listing(&entry.path())?.into_iter();
+            all.extend(inside.map(|file| Written { name: format!("{parent}/{}", file.name), ..file }));
+            continue;
+        }
         let bytes = entry.metadata().map_err(Error::io(entry.path(), "look at it"))?.len();
         all.push(Written { name: entry.file_name().to_string_lossy().into_owned(), bytes });
     }

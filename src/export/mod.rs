@@ -3,11 +3,16 @@
 //! Everything is written into a hidden folder beside the target, opened again there and compared with the model in
 //! memory; only then it gets its name. Whatever stops an export, what stood at the target before still stands there.
 
+mod adapter;
 mod card;
 mod config;
+mod copy;
 mod files;
+mod fla;
+mod forms;
 mod parity;
 mod place;
+mod python;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +27,11 @@ use crate::{Error, Result};
 use files::Copies;
 use place::Place;
 
+pub use adapter::{ADAPTER, read_adapter};
+pub use copy::copy;
 pub use files::TOKENIZER;
+pub use fla::export_fla;
+pub use forms::{NO_GGUF, without_fla};
 pub use parity::{Parity, TOLERANCE, compare};
 
 /// How weights are stored.
@@ -61,7 +70,7 @@ pub struct Exported {
 
 /// Writes `model` with the mixers of `student` to the folder `to`, and proves it by opening it again.
 ///
-/// `model` has its adapters merged; `teacher` is the checkpoint that it came from; `reports` are shown on the card. An
+/// An adapter that the student has is written beside the rest, in [`ADAPTER`]; `teacher` is the checkpoint that it came from; `reports` are shown on the card. An
 /// earlier export at `to` is replaced; a folder with anything else in it is refused.
 #[expect(clippy::too_many_arguments, reason = "each is one thing that goes into the folder")]
 pub fn export(
@@ -84,15 +93,20 @@ pub fn export(
             write_atomically(&folder.join(name), bytes)?;
         }
         let dtype = main_dtype(&tensors[..model.spec.tensors().len()]);
-        let config = config::config(model, &student.conversion, teacher.config(), dtype)?;
+        let config = config::config(model, student, teacher, dtype)?;
         write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
         if !copies.contains(config::GENERATION) {
             let generation = config::generation(&model.spec, &config);
             write_atomically(&folder.join(config::GENERATION), &config::text(&generation)?)?;
         }
+        for (name, text) in python::FILES {
+            write_atomically(&folder.join(name), text.as_bytes())?;
+        }
         write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
         let card = card::card(model, student, teacher, reports)?;
         write_atomically(&folder.join(files::CARD), card.as_bytes())?;
+        let base = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        adapter::write(&folder.join(ADAPTER), model, student, &base)?;
         write_weights(folder, &tensors, options.shard_bytes, progress)
     };
     write(progress).map_err(|error| under(error, folder, to))?;
@@ -137,9 +151,6 @@ impl Stored {
 
 /// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer.
 fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &ExportOptions) -> Result<Vec<Stored>> {
-    if student.adapter.is_some() {
-        return Err(Error::Internal("the adapter must be merged before the export".into()));
-    }
     if let Some(other) = options.dtype.filter(|d| config::dtype_word(*d).is_none()) {
         return Err(Error::usage(
             format!("weights are not exported as {}", other.as_str()),

@@ -50,7 +50,7 @@ pub fn compare(folder: &Path, model: &Model, student: &Student, progress: &mut d
     let rounds = checkpoint.tensors().iter().any(|info| info.dtype != safetensors::Dtype::F32);
     progress.begin("export: reopen and compare", 0, if rounds { 3 } else { 2 }, Unit::Items);
 
-    let memory = batch.answers(&View::student(model, student))?;
+    let memory = batch.answers(&View::student(model, student).without_adapter())?;
     progress.advance(1, "");
     check_interrupt()?;
     let written = {
@@ -69,7 +69,7 @@ pub fn compare(folder: &Path, model: &Model, student: &Student, progress: &mut d
     let (expected, rounding) = match rounds {
         false => (memory, None),
         true => {
-            let rounded = batch.answers(&View::student(&rounded, student))?;
+            let rounded = batch.answers(&View::student(&rounded, student).without_adapter())?;
             let rounding = difference(&memory, &rounded)?;
             progress.advance(3, "");
             (rounded, Some(rounding))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::files::is_exported;
+use super::files::{is_adapter, is_exported};
 use crate::arch::MODEL_TYPE;
 use crate::checkpoint::{CONFIG, shown};
 use crate::{Error, Result};
@@ -132,8 +132,12 @@ fn require_ours(target: &Path) -> Result<()> {
     for entry in target.read_dir().map_err(Error::io(target, "list it"))? {
         let entry = entry.map_err(Error::io(target, "list it"))?;
         let name = entry.file_name();
-        let file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        names.push((name.to_string_lossy().into_owned(), file && name.to_str().is_some_and(is_exported)));
+        let kind = entry.file_type().map_err(Error::io(target, "look at it"))?;
+        let ours = match kind.is_dir() {
+            true => is_adapter(&entry.path()),
+            false => kind.is_file() && name.to_str().is_some_and(is_exported),
+        };
+        names.push((name.to_string_lossy().into_owned(), ours));
     }
     names.sort();
     if let Some((name, _)) = names.iter().find(|(_, ours)| !ours) {
@@ -147,7 +151,7 @@ fn require_ours(target: &Path) -> Result<()> {
 }
 
 /// Whether the folder's config.json is one of ours.
-fn is_converted(folder: &Path) -> bool {
+pub(super) fn is_converted(folder: &Path) -> bool {
     let config = fs::read(folder.join(CONFIG)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     config.is_some_and(|c| c.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE))
 }

@@ -15,6 +15,7 @@ mod weights;
 pub use crate::arch::Target;
 pub use adapter::Adapter;
 pub use forward::{Flow, LayerVars, Tap, View};
+pub(crate) use pieces::join;
 pub use positions::Positions;
 pub use sample::Sampler;
 pub use session::Session;

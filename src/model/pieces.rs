@@ -25,7 +25,7 @@ pub(super) fn cut(spec: &Spec, stored: &StoredTensor, tensor: Tensor) -> Result<
 }
 
 /// The tensor that holds `parts`, in the order of its weights.
-pub(super) fn join(spec: &Spec, stored: &StoredTensor, parts: &[&Tensor]) -> Result<Tensor> {
+pub(crate) fn join(spec: &Spec, stored: &StoredTensor, parts: &[&Tensor]) -> Result<Tensor> {
     if let ([one], Arrangement::Rows) = (parts, stored.arrangement) {
         return Ok((*one).clone());
     }

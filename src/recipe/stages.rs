@@ -122,7 +122,13 @@ fn lora_shape(t: &mut Table) -> LoraShape {
     };
     let attention = vec![Target::Q, Target::K, Target::V, Target::O];
     let on = t.optional("on", projections, attention, "Projections that get an update. LoLCATs: q, k, v, o.");
-    LoraShape { rank: rank as usize, alpha, on }
+    let from = t.maybe(
+        "from",
+        Text { example: "adapter" },
+        "Folder of an adapter in PEFT's format to start from, as `subquad export --adapter` writes it; `rank`, `alpha` \
+         and `on` are its own. Absent: a new one.",
+    );
+    LoraShape { rank: rank as usize, alpha, on, from }
 }
 
 fn evaluate(t: &mut Table, training_sequence: Option<usize>) -> Evaluate {

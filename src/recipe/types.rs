@@ -161,6 +161,9 @@ pub struct LoraShape {
     pub alpha: f64,
     #[serde(serialize_with = "words")]
     pub on: Vec<Target>,
+    /// Folder of an adapter in PEFT's format to start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 fn words<S: serde::Serializer>(on: &[Target], serializer: S) -> Result<S::Ok, S::Error> {

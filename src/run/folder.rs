@@ -14,7 +14,7 @@ pub const LEDGER: &str = "ledger.jsonl";
 const LOCK: &str = ".lock";
 const METRICS: &str = "metrics.jsonl";
 const RECIPE: &str = "recipe.toml";
-const PLAN: &str = "plan.json";
+pub const PLAN: &str = "plan.json";
 
 /// A locked run folder. Until [`RunFolder::begin`] nothing is in it but the lock, and dropping it then leaves no trace.
 pub struct RunFolder {

@@ -10,6 +10,7 @@
 //! model/            the exported model
 //! ```
 
+mod adapter;
 mod folder;
 mod identity;
 mod inputs;
@@ -17,6 +18,7 @@ mod ledger;
 mod report;
 mod stages;
 mod store;
+mod unmerged;
 
 use crate::Result;
 use crate::evaluate::Report;
@@ -30,10 +32,18 @@ use ledger::Entry;
 pub use report::{StageReport, TrainingReport};
 use stages::Pipeline;
 use std::path::{Path, PathBuf};
+pub use unmerged::{Unmerged, unmerged};
 
 /// Whether a folder is that of a run, finished or not.
 pub fn is_run(folder: &Path) -> bool {
     folder.join(folder::LEDGER).is_file()
+}
+
+/// Where the teacher of a run was found.
+pub fn teacher_of_run(folder: &Path) -> Option<String> {
+    let bytes = std::fs::read(folder.join(folder::PLAN)).ok()?;
+    let plan: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    plan["teacher"]["model"].as_str().map(String::from)
 }
 
 /// What a conversion left behind.

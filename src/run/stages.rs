@@ -73,14 +73,18 @@ impl<'a> Pipeline<'a> {
                 self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Lora(s) => {
-                let key = chain(&self.key, stage)?;
+                let mut key = chain(&self.key, stage)?;
                 // A second adapter starts on weights that hold the first.
                 self.merge()?;
                 let model = self.model.clone();
                 let adapter = Adapter { rank: s.lora.rank, alpha: s.lora.alpha, targets: s.lora.on.clone() };
                 let decay = s.training.optimizer.weight_decay;
                 let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
-                self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
+                self.student.adapt(adapter.clone(), &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
+                if let Some(start) = super::adapter::start(self.recipe, index, &s.lora, &adapter, &model.spec)? {
+                    key = chain(&key, &start.digest)?;
+                    self.student.tensors.extend(start.tensors);
+                }
                 let objective = Lora::new(&model, s.loss.labels, s.recompute, &groups);
                 let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups };
                 self.train(stage, &objective, folder, progress)

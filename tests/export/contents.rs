@@ -95,7 +95,12 @@ fn config_describes_the_student() {
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(config.get(key), Some(value), "{key}");
     }
-    assert!(!config.contains_key("auto_map"));
+    assert_eq!(config["auto_map"]["AutoConfig"], json!("configuration_subquad.SubquadConfig"));
+    assert_eq!(config["auto_map"]["AutoModelForCausalLM"], json!("modeling_subquad.SubquadForCausalLM"));
+    // A softmax layer has no tensors of a mixer; the others are of one kind.
+    assert_eq!(config["subquad_tensors"]["layers"], json!([null, 0, 0, 0, null]));
+    let kind = json!({ "q_map": [8, 8, 8], "k_map": [8, 8, 8], "window_factor": [8] });
+    assert_eq!(config["subquad_tensors"]["kinds"], json!([kind]));
 
     let bare = dir.path().join("bare");
     case_of(builtin(), None, &[]).plain(&bare);
@@ -121,9 +126,10 @@ fn newer_and_foreign_keys_of_the_teacher() {
     case.plain(&to);
     let config = json_of(&to.join("config.json"));
     assert_eq!(config["rope_theta"], json!(20000.0));
-    for key in ["rope_parameters", "auto_map", "transformers_version"] {
+    for key in ["rope_parameters", "transformers_version"] {
         assert!(!config.contains_key(key), "{key}");
     }
+    assert_eq!(config["auto_map"]["AutoModel"], json!("modeling_subquad.SubquadModel"));
     let generation = json_of(&to.join("generation_config.json"));
     assert_eq!(Value::from(generation), json!({ "bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": null }));
     assert_eq!(open(&to).model.spec, case.model.spec);
@@ -140,7 +146,8 @@ fn the_card_tells_what_it_is() {
         fs::read_to_string(dir.path().join(name).join("README.md")).unwrap()
     };
     let text = card(&case, "hub");
-    let front = "---\nbase_model: someone/a-model\nlicense: mit\nlibrary_name: subquad\ntags:\n- linear-attention\n- hedgehog\n---\n";
+    let front = "---\nbase_model: someone/a-model\nbase_model_relation: finetune\nlicense: mit\nlibrary_name: transformers\n\
+                 pipeline_tag: text-generation\ntags:\n- linear-attention\n- hedgehog\n- custom_code\n---\n";
     assert!(text.starts_with(front), "{text}");
     for part in [
         "4 of 5 layers",
@@ -148,7 +155,8 @@ fn the_card_tells_what_it_is() {
         "keep softmax attention: 1 ",
         "subquad generate DIR",
         "subquad evaluate DIR",
-        "transformers cannot load this model yet",
+        "trust_remote_code=True",
+        "transformers 4.57.6 and 5.23.0",
         "| teacher | 5.000 | | |",
         "| **this model** | 5.500 | 0.1250 | 75.0% |",
         "| window only | 7.250 | 0.1250 | 75.0% |",
@@ -167,9 +175,11 @@ fn the_card_tells_what_it_is() {
     case.student.conversion.teacher = "/home/jo/my-model".into();
     let text = card(&case, "private");
     assert!(text.contains("# `my-model` with linear attention") && !text.contains("/home"), "{text}");
+    let config = json_of(&dir.path().join("private/config.json"));
+    assert_eq!(config["subquad"]["teacher"], json!("my-model"), "no way to a folder leaves the machine");
     case.student.conversion.teacher = "a/b\nlicense: none".into();
     let text = card(&case, "hostile");
     assert!(!text.contains("base_model") && !text.contains("\nlicense: none"), "{text}");
     let plain = card(&crate::case(), "builtin");
-    assert!(plain.starts_with("---\nlibrary_name: subquad\n"), "{plain}");
+    assert!(plain.starts_with("---\nlibrary_name: transformers\n"), "{plain}");
 }

@@ -1,0 +1,199 @@
+//! Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
+//!
+//! A projection that has a tensor of its own is an adapter of the same name. Projections that share one (GPT-2's `c_attn`)
+//! are one adapter of it: their A below each other, their B in blocks, rank and alpha as many times as large.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::config::text;
+use crate::arch::{Arrangement, Part, Spec, StoredTensor, Target};
+use crate::checkpoint::{load_tensors, save_tensors, shown, write_atomically};
+use crate::model::{Adapter, Model, Student, join};
+use crate::{Error, Result};
+
+/// The folder of an export that holds its adapter.
+pub const ADAPTER: &str = "adapter";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts before the names of modules.
+const PREFIX: &str = "base_model.model.";
+
+/// The targets that a tensor holds weights of, one for each of its parts.
+fn targets(stored: &StoredTensor) -> Vec<Target> {
+    let target = |(part, _): &(Part, Vec<usize>)| match part {
+        Part::Weight(target) => Some(*target),
+        _ => None,
+    };
+    stored.parts.iter().filter_map(target).collect()
+}
+
+/// Writes the student's adapter to `folder`; `base` is what config names as the model below it.
+pub(super) fn write(folder: &Path, model: &Model, student: &Student, base: &str) -> Result<()> {
+    let Some(adapter) = &student.adapter else { return Ok(()) };
+    let spec = &model.spec;
+    let mut tensors = BTreeMap::new();
+    let (mut modules, mut ranks, mut alphas) = (vec![], Map::new(), Map::new());
+    let mut transposed = false;
+    for stored in spec.stored() {
+        let (Some(layer), all) = (stored.layer, targets(&stored)) else { continue };
+        let adapted: Vec<Target> = all.iter().copied().filter(|t| adapter.targets.contains(t)).collect();
+        let Some(module) = stored.name.strip_suffix(".weight").filter(|_| !adapted.is_empty()) else { continue };
+        let (a, b) = joined(spec, &stored, adapter, student, layer, &all, &adapted)?;
+        tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), a);
+        tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), b);
+        let block = spec.name(spec.names.attention.split_inclusive("{}.").next().unwrap_or_default(), layer);
+        let short = module.strip_prefix(&block).unwrap_or(module).to_string();
+        transposed |= stored.arrangement == Arrangement::Transposed;
+        if adapted.len() > 1 {
+            ranks.insert(short.clone(), json!(adapter.rank * adapted.len()));
+            alphas.insert(short.clone(), json!(adapter.alpha * adapted.len() as f64));
+        }
+        if !modules.contains(&short) {
+            modules.push(short);
+        }
+    }
+    let Value::Object(config) = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "target_modules": modules,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "use_rslora": false,
+        "use_dora": false,
+        "inference_mode": true,
+    }) else {
+        return Err(Error::Internal("an object is one".into()));
+    };
+    std::fs::create_dir_all(folder).map_err(Error::io(folder, "make the folder"))?;
+    write_atomically(&folder.join(CONFIG), &text(&config)?)?;
+    save_tensors(&folder.join(WEIGHTS), &tensors, &BTreeMap::from([("format".into(), "pt".into())]))
+}
+
+/// A and B of one tensor.
+fn joined(
+    spec: &Spec,
+    stored: &StoredTensor,
+    adapter: &Adapter,
+    student: &Student,
+    layer: usize,
+    all: &[Target],
+    adapted: &[Target],
+) -> Result<(Tensor, Tensor)> {
+    let rank = adapter.rank;
+    let columns = rank * adapted.len();
+    let tensor = |target: Target, which: usize| -> Result<&Tensor> {
+        let names = Adapter::names(spec, layer, target);
+        let found = names.and_then(|names| student.tensors.get(&names[which]));
+        found.ok_or_else(|| Error::Internal(format!("layer {layer} has no adapter of `{}`", target.word())))
+    };
+    let a = adapted.iter().map(|t| tensor(*t, 0)).collect::<Result<Vec<_>>>()?;
+    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
+    let mut rows = vec![];
+    for ((_, shape), target) in stored.parts.iter().zip(all) {
+        rows.push(match adapted.iter().position(|t| t == target) {
+            None => zeros(shape[0], columns)?,
+            Some(i) => {
+                let (before, after) = (zeros(shape[0], i * rank)?, zeros(shape[0], columns - (i + 1) * rank)?);
+                let parts = [&before, tensor(*target, 1)?, &after];
+                let parts: Vec<&Tensor> = parts.into_iter().filter(|t| t.elem_count() > 0).collect();
+                Tensor::cat(&parts, 1)?
+            }
+        });
+    }
+    // B is [out, r] where the weight is [in, out] too.
+    let parts = stored.parts.iter().map(|(part, shape)| (*part, vec![shape[0], columns])).collect();
+    let arrangement = match stored.arrangement {
+        Arrangement::Transposed => Arrangement::Rows,
+        other => other,
+    };
+    let b = StoredTensor { parts, arrangement, ..stored.clone() };
+    Ok((Tensor::cat(&a, 0)?, join(spec, &b, &rows.iter().collect::<Vec<_>>())?))
+}
+
+/// The adapter in `folder`, as this model takes it: its shape, and its tensors under this crate's names.
+pub fn read_adapter(folder: &Path, spec: &Spec) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
+    let path = folder.join(CONFIG);
+    let hint = "give a folder with adapter_config.json and adapter_model.safetensors, as PEFT or `subquad export \
+                --adapter` writes it";
+    let bytes = std::fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}"), hint))?;
+    let config: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("is no JSON object: {e}"), hint))?;
+    let unlike = |what: String| Error::file(&path, what, "only plain LoRA of one rank can be trained further");
+    if config.get("peft_type").and_then(Value::as_str) != Some("LORA") {
+        return Err(unlike("`peft_type` is not LORA".into()));
+    }
+    for key in ["use_rslora", "use_dora"] {
+        if config.get(key).and_then(Value::as_bool) == Some(true) {
+            return Err(unlike(format!("`{key}` is true")));
+        }
+    }
+    for key in ["rank_pattern", "alpha_pattern", "modules_to_save"] {
+        let empty = |v: &Value| v.is_null() || v.as_object().is_some_and(Map::is_empty);
+        if config.get(key).is_some_and(|v| !empty(v)) {
+            return Err(unlike(format!("`{key}` is set")));
+        }
+    }
+    let rank = config.get("r").and_then(Value::as_u64).filter(|r| *r > 0).and_then(|r| usize::try_from(r).ok());
+    let rank = rank.ok_or_else(|| unlike("`r` is no rank".into()))?;
+    let alpha = config.get("lora_alpha").and_then(Value::as_f64).filter(|a| *a > 0.0);
+    let alpha = alpha.ok_or_else(|| unlike("`lora_alpha` is no scale".into()))?;
+
+    let weights = folder.join(WEIGHTS);
+    let (mut found, _) = load_tensors(&weights)?;
+    let (mut tensors, mut on) = (BTreeMap::new(), vec![]);
+    for target in Target::ALL {
+        for layer in 0..spec.layers {
+            let (Some([out, input]), Some(names)) = (spec.linear(layer, target), Adapter::names(spec, layer, target))
+            else {
+                continue;
+            };
+            for (name, shape) in names.into_iter().zip([[rank, input], [out, rank]]) {
+                let full = format!("{PREFIX}{name}");
+                let Some(tensor) = found.remove(&full) else {
+                    if on.contains(&target) {
+                        let what = format!("`{full}` is missing, and other layers have theirs");
+                        return Err(Error::file(&weights, what, "give all layers or none an adapter"));
+                    }
+                    continue;
+                };
+                if tensor.dims() != shape {
+                    let what = format!("`{full}` has the shape {:?}, and this model needs {shape:?}", tensor.dims());
+                    return Err(Error::file(&weights, what, "the adapter belongs to another model"));
+                }
+                tensors.insert(name, tensor.to_dtype(DType::F32)?);
+                if !on.contains(&target) {
+                    on.push(target);
+                }
+            }
+        }
+    }
+    if let Some(name) = found.keys().next() {
+        let what = format!("`{}` is the name of no projection of this model that has a tensor of its own", shown(name));
+        return Err(Error::file(
+            &weights,
+            what,
+            "the adapter belongs to another model, or to projections that share one",
+        ));
+    }
+    // A first layer without what later ones have is as incomplete.
+    let adapter = Adapter { rank, alpha, targets: on };
+    let needed = (0..spec.layers).flat_map(|layer| adapter.tensors(spec, layer));
+    if let Some((name, ..)) = needed.into_iter().find(|(name, ..)| !tensors.contains_key(name)) {
+        let what = format!("`{PREFIX}{name}` is missing, and other layers have theirs");
+        return Err(Error::file(&weights, what, "give all layers or none an adapter"));
+    }
+    if adapter.targets.is_empty() {
+        return Err(Error::file(&weights, "there is no adapter of any projection in it", hint));
+    }
+    Ok((adapter, tensors))
+}

@@ -1,0 +1,49 @@
+"""The commands of the README's section on transformers, run as they stand there. `python readme.py CASES PROGRAM`"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from check import Failures, quiet
+from evaluation import TASK
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def main():
+    program = str(Path(sys.argv[2]).resolve())
+    quiet()
+    torch.set_num_threads(1)
+    section = README.read_text().split("## In transformers, lm-eval and PEFT\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", section, re.DOTALL)
+    failures, scope = Failures(), {}
+    with tempfile.TemporaryDirectory() as to:
+        (Path(to) / "data.jsonl").write_text(json.dumps({"first": "Once", "rest": " upon a time there was a cat."}) + "\n")
+        (Path(to) / "one_text.yaml").write_text(TASK.format(data=f"{to}/data.jsonl"))
+        lm_eval = f"{sys.executable} -m lm_eval --include_path {to} --device cpu"
+        scope["__name__"] = "readme"
+        for kind, text in blocks:
+            if kind == "python":
+                # Relative paths are those of the folder that the commands wrote to.
+                exec(compile(text.replace('"out/', f'"{to}/out/'), "README.md", "exec"), scope)
+                continue
+            for command in text.strip().splitlines():
+                words = command.replace("TASKS", "one_text").split()
+                words[:1] = {"subquad": [program], "lm_eval": lm_eval.split()}[words[0]]
+                done = subprocess.run(words, cwd=to, capture_output=True, text=True)
+                failures.true(f"{command}: {done.stderr[-500:]}", done.returncode == 0)
+    gradients = [p.grad for name, p in scope["fresh"].named_parameters() if p.requires_grad]
+    failures.true("gradients of adapter and mixer", len(gradients) > 0 and all(g is not None for g in gradients))
+    failures.true("an adapter", any("lora_A" in name for name, _ in scope["tuned"].named_parameters()))
+    print(f"transformers {transformers.__version__}: {len(blocks)} blocks of the README, {len(failures.messages)} wrong")
+    if failures.messages:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
