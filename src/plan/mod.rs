@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::hub;
 use crate::recipe::{Recipe, StageRecipe};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -42,6 +43,8 @@ pub struct Plan {
     pub stages: Vec<StagePlan>,
     pub export: ExportPlan,
     pub totals: Totals,
+    /// Bytes that `convert` would first download from the Hub.
+    pub download: u64,
     pub machine: Machine,
     /// What goes on, and that people should know.
     pub notes: Vec<String>,
@@ -126,6 +129,7 @@ impl Plan {
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let (student, outline) = student::student(recipe, &spec)?;
         let texts = texts::texts(recipe)?;
+        let download = texts.download + absent(recipe)?;
 
         let costs = |sequence| {
             Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads)
@@ -189,6 +193,7 @@ impl Plan {
             stages,
             export,
             totals,
+            download,
             machine,
         })
     }
@@ -206,7 +211,15 @@ pub fn check(recipe: &Recipe) -> Result<Option<Error>> {
 }
 
 fn open(recipe: &Recipe) -> Result<Checkpoint> {
-    Checkpoint::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
+    hub::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
+}
+
+/// Bytes of the teacher that are still on the Hub.
+fn absent(recipe: &Recipe) -> Result<u64> {
+    match Location::resolve(&recipe.teacher.model, recipe.base.as_deref())? {
+        Location::Hub(id) => Ok(hub::weigh_model(&id)?.absent),
+        Location::Path(_) | Location::Builtin(_) => Ok(0),
+    }
 }
 
 impl StagePlan {
