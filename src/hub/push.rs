@@ -36,20 +36,29 @@ pub(super) fn compare(folder: &Path, id: &HubId, public: bool, progress: &mut dy
     let mut there: BTreeMap<&str, &Entry> =
         remote.iter().flat_map(|listing| listing.files.iter().map(|entry| (entry.path.as_str(), entry))).collect();
     let names = names(folder)?;
-    let total = names.iter().map(|(_, bytes)| bytes).sum();
-    progress.begin("compare with the Hub", 0, total, Unit::Bytes);
+    // Only what has the same size needs to be read.
+    let alike = |name: &str, bytes: u64| there.get(name).is_some_and(|entry| entry.size == bytes);
+    let total: u64 = names.iter().filter(|(name, bytes)| alike(name, *bytes)).map(|(_, bytes)| bytes).sum();
+    if total > 0 {
+        progress.begin("compare with the Hub", 0, total, Unit::Bytes);
+    }
     let (mut files, mut done) = (vec![], 0);
     for (name, bytes) in names {
         let change = match there.remove(name.as_str()) {
             None => Change::Add,
-            Some(entry) if entry.size == bytes && sum(&folder.join(&name), entry)? == entry.sum => Change::Keep,
-            Some(_) => Change::Replace,
+            Some(entry) if entry.size != bytes => Change::Replace,
+            Some(entry) => {
+                let same = sum(&folder.join(&name), entry)? == entry.sum;
+                done += bytes;
+                progress.advance(done, &name);
+                if same { Change::Keep } else { Change::Replace }
+            }
         };
-        done += bytes;
-        progress.advance(done, &name);
         files.push(PushFile { name, bytes, change });
     }
-    progress.end("");
+    if total > 0 {
+        progress.end("");
+    }
     // A loader that finds `model.safetensors` reads no index, and the other way round nobody reads old shards.
     let weights = |name: &str| !name.contains('/') && (name == INDEX || name.ends_with(".safetensors"));
     let old = there.into_values().filter(|entry| weights(&entry.path));
@@ -86,6 +95,11 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
         progress.say(&format!("{}: created, {}", plan.repository, if plan.public { "public" } else { "private" }));
     }
     require_way(plan, &id, session)?;
+    // A commit on another parent is refused: none is made twice, and none over what others sent meanwhile.
+    let parent = match &plan.parent {
+        Some(parent) => parent.clone(),
+        None => Listing::ask(&id, Kind::Model, session).map_err(explain)?.commit,
+    };
 
     let operations = plan.changes().map(|file| match file.change {
         Change::Remove => CommitOperation::delete(&file.name),
@@ -100,7 +114,7 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
     let commit = loop {
         let handler = Sent(sent.clone());
         let request = model.create_commit().operations(operations.clone()).commit_message(message);
-        let request = request.maybe_parent_commit(plan.parent.clone()).progress(handler);
+        let request = request.parent_commit(&parent).progress(handler);
         let work = async { Ok::<_, Fault>(request.send().await?) };
         let fault = match session.run(work, &mut || progress.advance(sent.load(Ordering::Relaxed), "")) {
             Ok(commit) => break commit,
