@@ -113,7 +113,9 @@ pub struct Totals {
 
 /// Where a recipe runs unless told otherwise: `runs/NAME` in the working directory.
 pub fn run_folder(recipe: &Recipe) -> PathBuf {
-    Path::new("runs").join(Path::new(&recipe.name).file_stem().unwrap_or("recipe".as_ref()))
+    // Names have dots in them: `llama-3.2-1b` is no file of the kind `.2-1b`.
+    let name = Path::new(&recipe.name).file_name().and_then(|name| name.to_str()).unwrap_or("recipe");
+    Path::new("runs").join(name.strip_suffix(".toml").unwrap_or(name))
 }
 
 impl Plan {

@@ -19,6 +19,8 @@ fn python_and_we_understand_each_other() {
         .env("HF_HOME", home.path().join("hf"))
         .env("HF_TOKEN", server::TOKEN)
         .env("HF_HUB_DISABLE_TELEMETRY", "1")
+        // Large files then go by the LFS protocol, which the server speaks.
+        .env("HF_HUB_DISABLE_XET", "1")
         .env("SUBQUAD", env!("CARGO_BIN_EXE_subquad"))
         .env("ASSETS", format!("{root}/assets"))
         .status()
