@@ -29,7 +29,7 @@ pub struct Files {
 
 /// The beginning of a file.
 #[derive(Debug, Clone)]
-pub(crate) struct Head {
+pub struct Head {
     pub bytes: Vec<u8>,
     /// Of the whole file.
     pub length: u64,
@@ -102,7 +102,7 @@ impl Files {
     }
 
     /// The same with files of which only the beginning is known.
-    pub(crate) fn with_heads(mut self, heads: BTreeMap<String, Head>) -> Self {
+    pub fn with_heads(mut self, heads: BTreeMap<String, Head>) -> Self {
         self.names.extend(heads.keys().cloned());
         self.names.sort();
         self.names.dedup();

@@ -18,8 +18,7 @@ mod writer;
 
 pub use atomic::write_atomically;
 pub use builtin::{BUILTINS, Builtin};
-pub use files::Files;
-pub(crate) use files::Head;
+pub use files::{Files, Head};
 pub use hub_id::{HubId, is_hub_id};
 pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};

@@ -53,7 +53,7 @@ impl Checkpoint {
     }
 
     /// The model that these files are.
-    pub(crate) fn of(files: Files) -> Result<Self> {
+    pub fn of(files: Files) -> Result<Self> {
         let config = config(&files)?;
         let shards = shards(&files)?;
         let mut found = Vec::new();

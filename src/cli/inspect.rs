@@ -83,7 +83,7 @@ impl Inspection {
             }
         }
         Ok(Inspection {
-            model: checkpoint.path().display().to_string(),
+            model: opened.label(),
             parameters: spec.parameters(),
             spec: spec.clone(),
             rope_theta: spec.ropes.first().map(|rope| rope.theta),

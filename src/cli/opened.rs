@@ -42,6 +42,11 @@ impl Opened {
         Ok(Opened { checkpoint: Checkpoint::open(&location)?, location, spec: self.spec })
     }
 
+    /// What was opened: the path, `builtin:NAME`, or the Hub id.
+    pub fn label(&self) -> String {
+        self.location.to_string()
+    }
+
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::open(self.checkpoint.files(), self.spec.vocab, self.spec.eos.first().copied())
     }

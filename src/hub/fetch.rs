@@ -133,7 +133,7 @@ impl Fetch<'_> {
         if bytes == 0 {
             return Ok(vec![]);
         }
-        self.session.repeated(&mut || {}, || async move {
+        self.session.repeated(|| async move {
             let mut response = self.session.stream(&address(self.address, &entry.path), 0, Some(bytes)).await?;
             let mut head = Vec::with_capacity(bytes as usize);
             while (head.len() as u64) < bytes

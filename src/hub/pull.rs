@@ -206,7 +206,7 @@ impl<'a> Repository<'a> {
                 self.kind.word(),
                 self.cache.root().display()
             );
-            Error::hub(self.id, what, format!("{near}{}", online()))
+            Error::hub(self.id, what, format!("{near}check the path, or {}", online()))
         })
     }
 

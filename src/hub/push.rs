@@ -91,7 +91,7 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
             let request = client.create_repository().repo_id(&plan.repository).repo_type(RepoTypeModel);
             Ok(request.private(!plan.public).exist_ok(true).send().await.map(|_| ())?)
         };
-        session.repeated(&mut || {}, create).map_err(explain)?;
+        session.repeated(create).map_err(explain)?;
         progress.say(&format!("{}: created, {}", plan.repository, if plan.public { "public" } else { "private" }));
     }
     require_way(plan, &id, session)?;

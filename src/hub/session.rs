@@ -95,14 +95,14 @@ impl Session {
 
     /// JSON from an address below the endpoint.
     pub fn json(&self, path: &str) -> std::result::Result<Value, Fault> {
-        let (value, _) = self.repeated(&mut || {}, || self.page(format!("{}/{path}", self.endpoint)))?;
+        let (value, _) = self.repeated(|| self.page(format!("{}/{path}", self.endpoint)))?;
         Ok(value)
     }
 
     /// The JSON answer to JSON that is sent to an address below the endpoint.
     pub fn post(&self, path: &str, body: &Value) -> std::result::Result<Value, Fault> {
         let address = format!("{}/{path}", self.endpoint);
-        self.repeated(&mut || {}, || async {
+        self.repeated(|| async {
             let response = self.client.post(&address).headers(self.headers()).json(body).send().await?;
             match response.status().is_success() {
                 true => Ok(response.json().await?),
@@ -115,7 +115,7 @@ impl Session {
     pub fn pages(&self, path: &str) -> std::result::Result<Vec<Value>, Fault> {
         let (mut all, mut next) = (vec![], Some(format!("{}/{path}", self.endpoint)));
         while let Some(address) = next.take() {
-            let (page, more) = self.repeated(&mut || {}, || self.page(address.clone()))?;
+            let (page, more) = self.repeated(|| self.page(address.clone()))?;
             let Value::Array(page) = page else { return Err(Fault::Nonsense("a listing that is none".into())) };
             all.extend(page);
             if all.len() > MOST_ENTRIES {
@@ -145,10 +145,9 @@ impl Session {
         }
     }
 
-    /// Runs a request to its end, again while that may help. `waiting` is called before each wait.
+    /// Runs a request to its end, again while that may help.
     pub fn repeated<T, F: Future<Output = std::result::Result<T, Fault>>>(
         &self,
-        waiting: &mut dyn FnMut(),
         mut request: impl FnMut() -> F,
     ) -> std::result::Result<T, Fault> {
         let mut usual = FIRST_WAIT;
@@ -159,7 +158,6 @@ impl Session {
             };
             let Some(wait) = fault.wait(usual) else { return Err(fault) };
             tracing::debug!(?wait, fault = %self.clean(&format!("{fault:?}")), "the Hub is asked again");
-            waiting();
             self.sleep(wait)?;
             usual *= 2;
         }
@@ -168,7 +166,11 @@ impl Session {
 
     /// Waits, unless the user wants to stop.
     pub fn sleep(&self, wait: Duration) -> std::result::Result<(), Fault> {
-        self.run(async { Ok(tokio::time::sleep(wait).await) }, &mut || {})
+        let sleep = async {
+            tokio::time::sleep(wait).await;
+            Ok(())
+        };
+        self.run(sleep, &mut || {})
     }
 
     /// Runs work to its end, or until the user wants to stop; `tick` is called from time to time.

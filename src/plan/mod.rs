@@ -126,12 +126,13 @@ impl Plan {
 
     /// The plan for a machine and a run folder, whose disk must have room for it.
     pub fn new(recipe: &Recipe, folder: &Path, machine: Machine) -> Result<Plan> {
-        let checkpoint = open(recipe)?;
+        let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
+        let checkpoint = hub::open(&location)?;
         let spec = teacher(recipe, &checkpoint)?;
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let (student, outline) = student::student(recipe, &spec)?;
         let texts = texts::texts(recipe)?;
-        let download = texts.download + absent(recipe)?;
+        let download = texts.download + absent(&location)?;
 
         let costs = |sequence| {
             Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads)
@@ -183,7 +184,7 @@ impl Plan {
             recipe: recipe.name.clone(),
             folder: folder.into(),
             teacher: TeacherPlan {
-                model: checkpoint.path().into(),
+                model: location.label(),
                 family: spec.family,
                 parameters: spec.parameters(),
                 bytes: checkpoint.total_bytes(),
@@ -217,9 +218,9 @@ fn open(recipe: &Recipe) -> Result<Checkpoint> {
 }
 
 /// Bytes of the teacher that are still on the Hub.
-fn absent(recipe: &Recipe) -> Result<u64> {
-    match Location::resolve(&recipe.teacher.model, recipe.base.as_deref())? {
-        Location::Hub(id) => Ok(hub::weigh_model(&id)?.absent),
+fn absent(teacher: &Location) -> Result<u64> {
+    match teacher {
+        Location::Hub(id) => Ok(hub::weigh_model(id)?.absent),
         Location::Path(_) | Location::Builtin(_) => Ok(0),
     }
 }

@@ -195,6 +195,37 @@ fn a_beginning_that_is_there_is_continued() {
     }
 }
 
+/// Ctrl-C ends a download at once and keeps what came.
+#[cfg(unix)]
+#[test]
+fn a_download_that_was_interrupted_is_continued() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let hub = hub();
+    let user = User::new(&hub);
+    user.works(&["inspect", MODEL]);
+    hub.fault("GET", "/cdn/", How::Stall(131_072), 1);
+    hub.fault("GET", "/cdn/", How::Stall(300_000), 1);
+    let child = user.command(&GENERATE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let sum = hub.state().repositories[&("models".into(), MODEL.into())].tree()["model.safetensors"].sum();
+    let incomplete = user.path(&format!("hf/hub/models--someone--stories260K/blobs/{sum}.incomplete"));
+    let began = Instant::now();
+    while fs::metadata(&incomplete).map_or(0, |found| found.len()) < 300_000 {
+        assert!(began.elapsed() < Duration::from_secs(25), "the download did not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let began = Instant::now();
+    let ran = user.ran(child.wait_with_output().unwrap());
+    assert_eq!(ran.status, 130, "{}", ran.stderr);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    hub.asked();
+    user.works(&GENERATE);
+    assert_eq!(weights(&hub.asked()).into_iter().flatten().last(), Some("bytes=300000-".into()));
+}
+
 #[test]
 fn a_recipe_names_teacher_and_text_on_the_hub() {
     let hub = hub();

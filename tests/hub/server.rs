@@ -34,6 +34,8 @@ pub enum How {
     Status(u16, &'static str, &'static str, Vec<(&'static str, &'static str)>),
     /// The connection ends after so many bytes of the body.
     Cut(usize),
+    /// Nothing comes after so many bytes of the body, for half a minute.
+    Stall(usize),
     /// One byte of the body is another.
     Corrupt,
 }
@@ -179,6 +181,10 @@ impl Hub {
                 response.send(&mut stream, head_only, None);
             }
             Some(How::Cut(most)) => self.answer(&request).send(&mut stream, head_only, Some(most)),
+            Some(How::Stall(most)) => {
+                self.answer(&request).send(&mut stream, head_only, Some(most));
+                std::thread::sleep(std::time::Duration::from_secs(30));
+            }
             Some(How::Corrupt) => {
                 let mut response = self.answer(&request);
                 let middle = response.body.len() / 2;

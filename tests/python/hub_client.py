@@ -76,9 +76,12 @@ def python_uploads_we_read(api):
 
     Path("stories").mkdir()
     shutil.copy(ASSETS / "text" / "tinystories-valid.txt", "stories/valid.txt")
+    # Longer than a megabyte: a large file.
+    text = Path("stories/valid.txt").read_bytes()
+    Path("stories/train.txt").write_bytes(text * (1 + 1_200_000 // len(text)))
     api.create_repo("me/stories", repo_type="dataset", private=True)
     api.upload_folder(repo_id="me/stories", repo_type="dataset", folder_path="stories")
-    sets = ["teacher.model=me/theirs", "data.source=me/stories", "stage.3.text=me/stories/valid.txt"]
+    sets = ["teacher.model=me/theirs", "data.source=me/stories/train.txt", "stage.3.text=me/stories/valid.txt"]
     sets += ["stage.0.tokens=4K", "stage.1.tokens=4K", "stage.3.tokens=2K"]
     model = subquad("convert", "smoke", "--out", "run", *[word for key in sets for word in ("--set", key)]).strip()
     print("what Python uploads, we convert")
