@@ -217,8 +217,10 @@ impl Hub {
                 None => Response::error(404, "", "no such object"),
             },
             ("POST", [owner, name, "info", "lfs", "objects", "batch"]) => {
-                let known = self.repository("models", owner, name.trim_end_matches(".git"), writes).is_some();
-                if known { self.batch(&body(request)) } else { Response::error(404, "RepoNotFound", "no repository") }
+                self.batch(request, self.repository("models", owner, name.trim_end_matches(".git"), writes))
+            }
+            ("POST", ["datasets", owner, name, "info", "lfs", "objects", "batch"]) => {
+                self.batch(request, self.repository("datasets", owner, name.trim_end_matches(".git"), writes))
             }
             (_, ["api", kind @ ("models" | "datasets"), owner, name, rest @ ..]) => {
                 match self.repository(kind, owner, name, writes) {
@@ -257,8 +259,11 @@ impl Hub {
         Response::json(json!({ "url": url, "name": id }))
     }
 
-    fn batch(&self, body: &Value) -> Response {
-        let objects = body["objects"].as_array().unwrap().iter().map(|object| {
+    fn batch(&self, request: &Request, repository: Option<(String, String)>) -> Response {
+        if repository.is_none() {
+            return absent(true);
+        }
+        let objects = body(request)["objects"].as_array().unwrap().clone().into_iter().map(|object| {
             let oid = object["oid"].as_str().unwrap();
             let action = json!({ "upload": { "href": format!("{}/lfs/{oid}", self.address), "header": {} } });
             match self.state().large.contains_key(oid) {
