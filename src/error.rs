@@ -56,6 +56,9 @@ pub enum Error {
     /// A run folder cannot be continued.
     #[error("run {}: {what}", .path.display())]
     Run { path: PathBuf, what: String, hint: String },
+    /// The Hub has not given or taken something.
+    #[error("{repository}: {what}")]
+    Hub { repository: String, what: String, hint: String },
     /// The operating system refused.
     #[error("{}: could not {action}: {source}", .path.display())]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
@@ -106,6 +109,10 @@ impl Error {
         Error::Run { path: path.as_ref().into(), what: what.into(), hint: hint.into() }
     }
 
+    pub fn hub(repository: impl ToString, what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Error::Hub { repository: repository.to_string(), what: what.into(), hint: hint.into() }
+    }
+
     /// For `map_err` on an `std::io::Error`: `fs::read(p).map_err(Error::io(p, "read it"))`.
     pub fn io(path: impl AsRef<Path>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
@@ -122,6 +129,7 @@ impl Error {
             | Error::Text { hint, .. }
             | Error::Usage { hint, .. }
             | Error::Parity { hint, .. }
+            | Error::Hub { hint, .. }
             | Error::Run { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Error::Recipe { .. } => {
                 Some("`subquad recipes show quickstart` prints a recipe with every common key".into())

@@ -18,7 +18,8 @@
 //! Lowest first; a module uses only what stands above it in this list (`tests/layers.rs` holds the order):
 //!
 //! - [`error`]: the one error type: what, where, and what to do. [`progress`]: how long work says how far it is.
-//! - [`checkpoint`]: models on disk, read by their headers, written whole or not at all. [`ops`]: operators with
+//! - [`checkpoint`]: models on disk, read by their headers, written whole or not at all. [`hub`]: models and texts from the
+//!   Hugging Face Hub and to it. [`ops`]: operators with
 //!   hand-written gradients on the CPU, the recurrences that define them, and the tape that runs them backward.
 //! - [`mixer`]: mechanisms that replace softmax; one file each and one line in [`mixer::MIXERS`]. [`text`]: documents,
 //!   tokens, training windows.
@@ -74,6 +75,7 @@ pub mod cli;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+pub mod hub;
 pub mod mixer;
 pub mod model;
 pub mod ops;

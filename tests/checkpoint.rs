@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use subquad::Error;
 use subquad::checkpoint::{
-    BUILTINS, Checkpoint, Files, Location, Writer, load_tensors, save_tensors, write_atomically,
+    BUILTINS, Checkpoint, Files, Head, Location, Writer, load_tensors, save_tensors, write_atomically,
 };
 use tempfile::TempDir;
 
@@ -357,6 +357,30 @@ fn links_to_whole_files_are_followed() {
     says(open(&dir), "a link to a file that is not there", "incomplete");
 }
 
+// ---- heads ----
+
+#[test]
+fn a_model_opens_by_the_beginnings_of_its_files() {
+    let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let whole = file(header, 8);
+    let dir = folder(&[("config.json", b"{}")]);
+    let opened = |bytes: &[u8], length: usize| {
+        let head = Head { bytes: bytes.to_vec(), length: length as u64 };
+        let files = Files::open(&Location::Path(dir.path().into()))?;
+        Checkpoint::of(files.with_heads(BTreeMap::from([("model.safetensors".to_string(), head)])))
+    };
+    let checkpoint = opened(&whole[..whole.len() - 8], whole.len()).unwrap();
+    assert_eq!((checkpoint.tensors().len(), checkpoint.total_bytes()), (1, 8));
+    assert!(checkpoint.files().names().contains(&"model.safetensors".to_string()));
+    says(checkpoint.tensor("a", DType::F32), "only the headers", "hub::model");
+    // As much is checked as of a whole file.
+    says(opened(&whole[..whole.len() - 8], whole.len() - 1), "truncated", "incomplete");
+    says(opened(&whole[..whole.len() - 8], whole.len() + 1), "belong to none", "damaged");
+    for length in 0..whole.len() - 8 {
+        assert!(opened(&whole[..length], whole.len()).is_err(), "{length} bytes");
+    }
+}
+
 // ---- locations ----
 
 #[test]
@@ -371,9 +395,18 @@ fn locations() {
     assert_eq!(Location::resolve("builtin:stories260K", None).unwrap().to_string(), "builtin:stories260K");
 
     says(Location::resolve("teecher", base), "no such file or folder, and it is not a Hub id", "`teacher`");
-    says(Location::resolve("meta-llama/Llama-3.2-1B", base), "as a Hub id `meta-llama/Llama-3.2-1B`", "hf download");
-    says(Location::resolve("meta-llama/Llama-3.2-1B", base), "no such file or folder", "builtin:stories260K");
-    says(Location::resolve("a/b/c", base), "not a Hub id", "check the path");
+    let hub = |text: &str| match Location::resolve(text, base) {
+        Ok(Location::Hub(id)) => (id.to_string(), id.path),
+        other => panic!("{text}: {other:?}"),
+    };
+    for text in ["meta-llama/Llama-3.2-1B", "a/b@v1", "a/b/c.txt"] {
+        assert_eq!(hub(text), (text.into(), dir.path().join(text)));
+    }
+    fs::create_dir_all(dir.path().join("a/b@v1")).unwrap();
+    assert!(matches!(Location::resolve("a/b@v1", base), Ok(Location::Path(_))), "a path that exists wins");
+    says(Location::resolve("./a/b", base), "not a Hub id", "check the path");
+    says(Location::resolve("a/b/../c", base), "not a Hub id", "check the path");
+    says(Checkpoint::open(&Location::resolve("x/y", base).unwrap()), "was not downloaded", "hub::model");
     says(Location::resolve("stories260k", base), "no such file", "did you mean `builtin:stories260K`");
     says(Location::resolve("builtin:books-vald", base), "nothing of this name", "did you mean `builtin:books-valid`");
     says(Location::resolve("builtin:zzz", base), "nothing of this name", "`builtin:books-llama-7m`");

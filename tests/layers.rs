@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Lowest first: a module uses lower lines, and others of its own line as long as no circle arises.
 const ORDER: &[&[&str]] = &[
     &["error", "progress"],
-    &["checkpoint", "ops"],
+    &["checkpoint", "hub", "ops"],
     &["mixer", "text"],
     &["arch", "model"],
     &["train"],

@@ -1,6 +1,7 @@
 //! The files of a model, on disk or in the binary, by plain name.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::ops::Deref;
@@ -22,6 +23,16 @@ pub struct Files {
     label: PathBuf,
     names: Vec<String>,
     source: Source,
+    /// Files of which only the beginning is here, as of a model that was not downloaded.
+    heads: BTreeMap<String, Head>,
+}
+
+/// The beginning of a file.
+#[derive(Debug, Clone)]
+pub struct Head {
+    pub bytes: Vec<u8>,
+    /// Of the whole file.
+    pub length: u64,
 }
 
 #[derive(Debug)]
@@ -34,6 +45,17 @@ enum Source {
 pub(super) enum Bytes {
     Mapped(Mmap),
     Embedded(&'static [u8]),
+    Head(Head),
+}
+
+impl Bytes {
+    /// Of the whole file, all of which is here unless this is a head.
+    pub fn length(&self) -> u64 {
+        match self {
+            Bytes::Head(head) => head.length,
+            whole => whole.len() as u64,
+        }
+    }
 }
 
 impl Deref for Bytes {
@@ -43,6 +65,7 @@ impl Deref for Bytes {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Embedded(bytes) => bytes,
+            Bytes::Head(head) => &head.bytes,
         }
     }
 }
@@ -54,6 +77,10 @@ impl Files {
         let (names, source) = match location {
             Location::Builtin(builtin) => {
                 (builtin.files.iter().map(|(name, _)| name.to_string()).collect(), Source::Builtin(builtin))
+            }
+            Location::Hub(id) => {
+                let what = "this is a model on the Hub that was not downloaded";
+                return Err(Error::file(id.to_string(), what, "`hub::model` downloads it and gives its folder"));
             }
             Location::Path(path) => {
                 if !path.is_dir() {
@@ -71,7 +98,16 @@ impl Files {
                 (folder_names(path)?, Source::Folder(path.clone()))
             }
         };
-        Ok(Files { label, names, source })
+        Ok(Files { label, names, source, heads: BTreeMap::new() })
+    }
+
+    /// The same with files of which only the beginning is known.
+    pub fn with_heads(mut self, heads: BTreeMap<String, Head>) -> Self {
+        self.names.extend(heads.keys().cloned());
+        self.names.sort();
+        self.names.dedup();
+        self.heads = heads;
+        self
     }
 
     /// Plain names of all files, sorted. Links count as the files that they point to; folders do not count.
@@ -115,6 +151,9 @@ impl Files {
     /// The contents of a file without reading them; `None` when there is no such file.
     pub(super) fn map(&self, name: &str) -> Result<Option<Bytes>> {
         self.require_plain(name)?;
+        if let Some(head) = self.heads.get(name) {
+            return Ok(Some(Bytes::Head(head.clone())));
+        }
         match &self.source {
             Source::Builtin(builtin) => Ok(builtin.file(name).map(Bytes::Embedded)),
             Source::Folder(folder) => map(&folder.join(name)),

@@ -55,11 +55,11 @@ struct Json {
     tensors: BTreeMap<String, Entry>,
 }
 
-/// Reads and checks the header of the file whose contents are `bytes`. `path` is for messages.
+/// Reads and checks the header of the file of `whole` bytes whose contents start with `bytes`. `path` is for messages.
 ///
 /// The validation of the `safetensors` crate is not used: it adds the header's numbers without a check for overflow, and
 /// does not say which tensor is wrong.
-pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Header> {
+pub(super) fn decode(bytes: &[u8], whole: u64, path: &Path) -> Result<Header> {
     let wrong = |what: String, hint: &str| Error::checkpoint(path, what, hint);
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(wrong(
@@ -78,7 +78,7 @@ pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Header> {
         ));
     }
     let length = length as usize;
-    let Some((json, data)) = rest.split_at_checked(length) else {
+    let Some((json, _)) = rest.split_at_checked(length) else {
         return Err(wrong(
             format!("truncated: the header has {length} bytes, the file only {} after the length", rest.len()),
             INCOMPLETE,
@@ -86,9 +86,10 @@ pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Header> {
     };
     let json: Json = serde_json::from_slice(json)
         .map_err(|e| wrong(format!("the header cannot be read: {}", shown(&e.to_string())), WRONG))?;
-    check(&json.tensors, data.len(), &wrong)?;
-
     let first = PREFIX + length;
+    let data = usize::try_from(whole).unwrap_or(usize::MAX).saturating_sub(first);
+    check(&json.tensors, data, &wrong)?;
+
     let tensors = json.tensors.into_iter().map(|(name, entry)| {
         let (start, end) = entry.data_offsets;
         (name, Place { dtype: entry.dtype, shape: entry.shape, start: first + start, end: first + end })

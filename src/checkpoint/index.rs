@@ -94,7 +94,7 @@ fn check(index: &Index, shards: &[Shard], wrong: &impl Fn(String, &str) -> Error
 
 fn shard(files: &Files, name: &str) -> Result<Option<Shard>> {
     let Some(bytes) = files.map(name)? else { return Ok(None) };
-    let header = decode(&bytes, &files.place(name))?;
+    let header = decode(&bytes, bytes.length(), &files.place(name))?;
     Ok(Some(Shard { name: name.into(), bytes, header }))
 }
 

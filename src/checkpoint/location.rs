@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::builtin::Builtin;
+use super::hub_id::HubId;
 use super::words::nearest;
 use crate::error::{Error, Result};
 
@@ -13,17 +14,20 @@ const PREFIX: &str = "builtin:";
 /// Entries of a folder that are looked at for a near miss.
 const NEIGHBOURS: usize = 10_000;
 
-/// Where a model or text lives: a folder or file on disk, or one of the assets embedded in the binary (`builtin:NAME`).
+/// Where a model or text lives: a folder or file on disk, one of the assets embedded in the binary (`builtin:NAME`), or a
+/// repository on the Hub, which [`crate::hub`] brings to a path.
 #[derive(Debug, Clone)]
 pub enum Location {
     Path(PathBuf),
     Builtin(&'static Builtin),
+    Hub(HubId),
 }
 
 impl Location {
     /// What `text` means, seen from `base` (the recipe's folder; `None`: the working directory).
     ///
-    /// A path that exists always wins. The message about a missing one names both readings, path and Hub id.
+    /// A path that exists always wins. What is no path and could be a Hub id is one; whether the Hub has it shows when it
+    /// is fetched, and the message then names both readings.
     pub fn resolve(text: &str, base: Option<&Path>) -> Result<Location> {
         if text.is_empty() {
             return Err(Error::usage("the name of a model or text is empty", expected("give a file or folder")));
@@ -36,7 +40,10 @@ impl Location {
         }
         match text.strip_prefix(PREFIX) {
             Some(name) => Builtin::find(name).map(Location::Builtin).ok_or_else(|| no_builtin(text, name)),
-            None => Err(missing(text, path)),
+            None => match HubId::parse(text) {
+                Some(id) => Ok(Location::Hub(HubId { path, ..id })),
+                None => Err(missing(text, path)),
+            },
         }
     }
 
@@ -45,6 +52,7 @@ impl Location {
         match self {
             Location::Path(path) => path.clone(),
             Location::Builtin(builtin) => format!("{PREFIX}{}", builtin.name).into(),
+            Location::Hub(id) => id.to_string().into(),
         }
     }
 }
@@ -76,29 +84,16 @@ fn no_builtin(text: &str, name: &str) -> Error {
 }
 
 fn missing(text: &str, path: PathBuf) -> Error {
-    let hub = is_hub_id(text);
-    let what = match hub {
-        true => format!(
-            "there is no such file or folder; as a Hub id `{text}` would have to be downloaded, which comes with a later release"
-        ),
-        false => "there is no such file or folder, and it is not a Hub id (`OWNER/NAME`) either".into(),
-    };
     let near = near_miss(text, &path).map(|near| format!("did you mean `{near}`? Otherwise "));
-    let advice = match hub {
-        true => format!("download it (`hf download {text} --local-dir FOLDER`) and give that folder"),
-        false => "check the path".into(),
-    };
-    Error::file(path, what, expected(&format!("{}{advice}", near.unwrap_or_default())))
+    let what = "there is no such file or folder, and it is not a Hub id (`OWNER/NAME`) either";
+    Error::file(path, what, expected(&format!("{}check the path", near.unwrap_or_default())))
 }
 
-/// `OWNER/NAME` in the characters that the Hub allows.
-pub fn is_hub_id(text: &str) -> bool {
-    let allowed = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with(['.', '-'])
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| allowed(owner) && allowed(name))
+impl HubId {
+    /// What on disk or in the binary may have been meant instead.
+    pub(crate) fn near_miss(&self) -> Option<String> {
+        near_miss(&self.to_string(), &self.path)
+    }
 }
 
 /// A neighbour on disk or a builtin with a similar name, as the user would write it.

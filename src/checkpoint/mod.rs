@@ -8,6 +8,7 @@ mod atomic;
 mod builtin;
 mod files;
 mod header;
+mod hub_id;
 mod index;
 mod location;
 mod open;
@@ -17,8 +18,9 @@ mod writer;
 
 pub use atomic::write_atomically;
 pub use builtin::{BUILTINS, Builtin};
-pub use files::Files;
-pub use location::{Location, is_hub_id};
+pub use files::{Files, Head};
+pub use hub_id::{HubId, is_hub_id};
+pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};
 pub use tensors::{load_tensors, save_tensors};
 pub use writer::Writer;
@@ -31,3 +33,5 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 /// The description of a model.
 pub const CONFIG: &str = "config.json";
+/// Extensions of files that are read as texts: plain ones, and JSON lines.
+pub const TEXTS: [&str; 5] = ["txt", "text", "md", "jsonl", "ndjson"];

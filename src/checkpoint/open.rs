@@ -49,7 +49,11 @@ impl Checkpoint {
             let hint = format!("models that are built in: {}", models.collect::<Vec<_>>().join(", "));
             return Err(Error::file(location.label(), "this is a text, not a model", hint));
         }
-        let files = Files::open(location)?;
+        Checkpoint::of(Files::open(location)?)
+    }
+
+    /// The model that these files are.
+    pub fn of(files: Files) -> Result<Self> {
         let config = config(&files)?;
         let shards = shards(&files)?;
         let mut found = Vec::new();
@@ -112,7 +116,10 @@ impl Checkpoint {
             )
         })?;
         let (shard, start, end) = self.places[at];
-        let bytes = &self.shards[shard].bytes[start..end];
+        let bytes = self.shards[shard].bytes.get(start..end).ok_or_else(|| {
+            let what = "only the headers of this model were fetched, not its weights";
+            Error::checkpoint(self.files.place(&info.file), what, "`hub::model` downloads it and gives its folder")
+        })?;
         Ok(Tensor::from_raw_buffer(bytes, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
     }
 

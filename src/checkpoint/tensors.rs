@@ -35,7 +35,7 @@ pub fn load_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, BTreeMap<S
     let bytes = map(path)?.ok_or_else(|| {
         Error::file(path, "there is no such file", "check the path; if a run wrote it, start that run again")
     })?;
-    let header = decode(&bytes, path)?;
+    let header = decode(&bytes, bytes.length(), path)?;
     let mut tensors = BTreeMap::new();
     for (name, place) in header.tensors {
         let dtype = loadable(place.dtype).ok_or_else(|| {

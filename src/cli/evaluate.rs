@@ -5,6 +5,7 @@ use super::opened::{Loaded, Opened};
 use super::printer::Printer;
 use crate::checkpoint::Location;
 use crate::evaluate::{self, EvaluationText, Report, Score};
+use crate::hub;
 use crate::model::Student;
 use crate::progress::{Progress, Unit};
 use crate::run::teacher_of_run;
@@ -21,9 +22,10 @@ const LONGEST_DEFAULT: usize = 1024;
 /// predicted.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A folder, a run, or builtin:NAME
+    /// A folder, a run, builtin:NAME, or OWNER/NAME[@REVISION] on the Hub
     model: String,
-    /// A text that the model was not trained on: .txt, .jsonl, a folder of them, or builtin:NAME
+    /// A text that the model was not trained on: .txt, .jsonl, a folder of them, builtin:NAME, or
+    /// OWNER/NAME[/FILE] on the Hub
     #[arg(long, value_name = "FILE")]
     text: String,
     /// Compare with this model [default: the one that a converted model was made from]
@@ -57,10 +59,11 @@ fn tokens(text: &str) -> Result<usize, String> {
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
         let text = Location::resolve(&self.text, None)?;
-        let opened = Opened::open(&self.model, None)?;
+        let opened = Opened::open(&self.model, None)?.fetched(printer)?;
         let sequence = self.sequence.map_or(opened.spec.context.min(LONGEST_DEFAULT), |n| n as usize);
         let name = text.to_string();
         let mut works = printer.works();
+        let text = hub::text(&text, &mut works)?;
         let ids = self.ids(&opened, &text, &mut works)?;
         // Refuses a text that is too short before any weight is read.
         let all = Windows::new(ids, sequence, &name)?;
@@ -71,8 +74,8 @@ impl Args {
 
         let Loaded { model, student } = opened.load()?;
         let teacher = match (&self.teacher, &student) {
-            (Some(teacher), _) => Some(load_teacher(teacher, &opened)?),
-            (None, Some(student)) => load_teacher(&teacher_of(&opened, student), &opened)
+            (Some(teacher), _) => Some(load_teacher(teacher, &opened, printer)?),
+            (None, Some(student)) => load_teacher(&teacher_of(&opened, student), &opened, printer)
                 .inspect_err(|error| {
                     printer.warn(format_args!(
                         "the teacher cannot be opened, so nothing is compared with it: {error}\n\
@@ -106,7 +109,7 @@ fn teacher_of(opened: &Opened, student: &Student) -> String {
     of_run.unwrap_or_else(|| student.conversion.teacher.clone())
 }
 
-fn load_teacher(text: &str, student: &Opened) -> Result<crate::model::Model> {
+fn load_teacher(text: &str, student: &Opened, printer: &Printer) -> Result<crate::model::Model> {
     let opened = Opened::open(text, None)?;
     if opened.spec.vocab != student.spec.vocab {
         return Err(Error::usage(
@@ -117,7 +120,7 @@ fn load_teacher(text: &str, student: &Opened) -> Result<crate::model::Model> {
             "name the model that it was converted from",
         ));
     }
-    let Loaded { model, student } = opened.load()?;
+    let Loaded { model, student } = opened.fetched(printer)?.load()?;
     match student {
         None => Ok(model),
         Some(_) => Err(Error::usage(

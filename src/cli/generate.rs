@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// generation_config.json suggests is not applied.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A folder, a run, or builtin:NAME
+    /// A folder, a run, builtin:NAME, or OWNER/NAME[@REVISION] on the Hub
     model: String,
     /// The text to continue
     #[arg(long, value_name = "TEXT")]
@@ -50,7 +50,7 @@ fn share(text: &str) -> Result<f32, String> {
 
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
-        let opened = Opened::open(&self.model, None)?;
+        let opened = Opened::open(&self.model, None)?.fetched(printer)?;
         let tokenizer = opened.tokenizer()?;
         let prompt = tokenizer.encode_prompt(&self.prompt)?;
         if prompt.is_empty() {

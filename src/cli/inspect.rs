@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Show architecture, sizes, and the mixers of a converted model, from its headers alone
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A folder, a run, or builtin:NAME
+    /// A folder, a run, builtin:NAME, or OWNER/NAME[@REVISION] on the Hub
     model: String,
     /// Print JSON
     #[arg(long)]
@@ -73,7 +73,7 @@ impl Args {
 
 impl Inspection {
     fn of(opened: &Opened) -> Result<Inspection> {
-        let Opened { checkpoint, spec } = opened;
+        let Opened { checkpoint, spec, .. } = opened;
         let (mut dtypes, mut files) = (BTreeMap::<String, Amount>::new(), BTreeMap::<String, Amount>::new());
         for tensor in checkpoint.tensors() {
             let dtype = format!("{:?}", tensor.dtype).to_lowercase();
@@ -83,7 +83,7 @@ impl Inspection {
             }
         }
         Ok(Inspection {
-            model: checkpoint.path().display().to_string(),
+            model: opened.label(),
             parameters: spec.parameters(),
             spec: spec.clone(),
             rope_theta: spec.ropes.first().map(|rope| rope.theta),
@@ -126,7 +126,7 @@ impl Inspection {
 }
 
 impl Converted {
-    fn of(Opened { checkpoint, spec }: &Opened) -> Result<Option<Converted>> {
+    fn of(Opened { checkpoint, spec, .. }: &Opened) -> Result<Option<Converted>> {
         let path = checkpoint.files().place(CONFIG);
         let Some(block) = arch::conversion(checkpoint.config(), &path)? else { return Ok(None) };
         let broken = |what: String| {

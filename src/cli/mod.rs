@@ -19,6 +19,7 @@ mod opened;
 mod plan;
 mod printer;
 mod progress;
+mod push;
 mod recipes;
 mod schema;
 mod stop;
@@ -45,6 +46,9 @@ struct Cli {
     /// Log what is done (-v) and its details (-vv); the variable RUST_LOG selects modules
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+    /// Ask nothing of the network: the cache of the Hub alone, as with HF_HUB_OFFLINE=1
+    #[arg(long, global = true)]
+    offline: bool,
 }
 
 const START: &str = "Start with: subquad convert quickstart";
@@ -59,6 +63,7 @@ enum Command {
     Evaluate(evaluate::Args),
     Generate(generate::Args),
     Export(export::Args),
+    Push(push::Args),
     Mixers(mixers::Args),
     Teachers(teachers::Args),
     Recipes(recipes::Args),
@@ -77,6 +82,7 @@ impl Command {
             Command::Evaluate(args) => args.run(printer),
             Command::Generate(args) => args.run(printer),
             Command::Export(args) => args.run(printer),
+            Command::Push(args) => args.run(printer),
             Command::Mixers(args) => args.run(printer),
             Command::Teachers(args) => args.run(printer),
             Command::Recipes(args) => args.run(printer),
@@ -97,6 +103,9 @@ pub fn run() -> ExitCode {
         }
     };
     let printer = Printer::new(cli.quiet);
+    if cli.offline {
+        crate::hub::set_offline();
+    }
     logging::start(cli.verbose, &printer);
     stop::on_interrupt(&printer);
     stop::report_panics(&printer);

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use super::printer::Printer;
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::hub;
 use crate::model::{Model, Student, View};
 use crate::run::is_run;
 use crate::text::Tokenizer;
@@ -11,6 +13,7 @@ use crate::{Error, Result};
 
 /// A checkpoint and what its headers say.
 pub(super) struct Opened {
+    location: Location,
     pub checkpoint: Checkpoint,
     pub spec: Spec,
 }
@@ -22,12 +25,26 @@ pub(super) struct Loaded {
 }
 
 impl Opened {
-    /// Opens a model by its headers. `text` is a folder, `builtin:NAME`, or a run folder with a finished model in it.
+    /// Opens a model by its headers. `text` is a folder, `builtin:NAME`, a Hub id, or a run folder with a finished model in
+    /// it.
     pub fn open(text: &str, base: Option<&Path>) -> Result<Opened> {
-        let checkpoint = Checkpoint::open(&inside_run(Location::resolve(text, base)?)?)?;
+        let location = inside_run(Location::resolve(text, base)?)?;
+        let checkpoint = hub::open(&location)?;
         let spec = Spec::of(&checkpoint)?;
         tracing::debug!(model = %checkpoint.path().display(), family = spec.family, "opened");
-        Ok(Opened { checkpoint, spec })
+        Ok(Opened { location, checkpoint, spec })
+    }
+
+    /// Downloads what is still on the Hub.
+    pub fn fetched(self, printer: &Printer) -> Result<Opened> {
+        let Location::Hub(_) = &self.location else { return Ok(self) };
+        let location = hub::model(&self.location, &mut printer.works())?;
+        Ok(Opened { checkpoint: Checkpoint::open(&location)?, location, spec: self.spec })
+    }
+
+    /// What was opened: the path, `builtin:NAME`, or the Hub id.
+    pub fn label(&self) -> String {
+        self.location.to_string()
     }
 
     pub fn tokenizer(&self) -> Result<Tokenizer> {
@@ -51,7 +68,7 @@ impl Loaded {
 }
 
 /// Who names a run means the model that it made.
-fn inside_run(location: Location) -> Result<Location> {
+pub(super) fn inside_run(location: Location) -> Result<Location> {
     match location {
         Location::Path(run) if !run.join(CONFIG).exists() && run.join("model").join(CONFIG).exists() => {
             Ok(Location::Path(run.join("model")))

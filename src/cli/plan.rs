@@ -83,6 +83,9 @@ fn rendered(plan: &Plan) -> String {
         format::bytes(totals.disk),
         format::seconds(totals.seconds),
     );
+    if plan.download > 0 {
+        out += &format!("download {} from the Hub, first\n", format::bytes(plan.download));
+    }
     out += &format!("machine  {} threads, {:.0} GFLOP/s measured\n", plan.machine.threads, plan.machine.speed / 1e9);
     out += &format!("run      {}\nmodel    {}\n", plan.folder.display(), plan.export.folder.display());
     out

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::hub;
 use crate::recipe::{Recipe, StageRecipe};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
@@ -42,6 +43,8 @@ pub struct Plan {
     pub stages: Vec<StagePlan>,
     pub export: ExportPlan,
     pub totals: Totals,
+    /// Bytes that `convert` would first download from the Hub.
+    pub download: u64,
     pub machine: Machine,
     /// What goes on, and that people should know.
     pub notes: Vec<String>,
@@ -110,7 +113,9 @@ pub struct Totals {
 
 /// Where a recipe runs unless told otherwise: `runs/NAME` in the working directory.
 pub fn run_folder(recipe: &Recipe) -> PathBuf {
-    Path::new("runs").join(Path::new(&recipe.name).file_stem().unwrap_or("recipe".as_ref()))
+    // Names have dots in them: `llama-3.2-1b` is no file of the kind `.2-1b`.
+    let name = Path::new(&recipe.name).file_name().and_then(|name| name.to_str()).unwrap_or("recipe");
+    Path::new("runs").join(name.strip_suffix(".toml").unwrap_or(name))
 }
 
 impl Plan {
@@ -121,11 +126,13 @@ impl Plan {
 
     /// The plan for a machine and a run folder, whose disk must have room for it.
     pub fn new(recipe: &Recipe, folder: &Path, machine: Machine) -> Result<Plan> {
-        let checkpoint = open(recipe)?;
+        let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
+        let checkpoint = hub::open(&location)?;
         let spec = teacher(recipe, &checkpoint)?;
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let (student, outline) = student::student(recipe, &spec)?;
         let texts = texts::texts(recipe)?;
+        let download = texts.download + absent(&location)?;
 
         let costs = |sequence| {
             Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads)
@@ -177,7 +184,7 @@ impl Plan {
             recipe: recipe.name.clone(),
             folder: folder.into(),
             teacher: TeacherPlan {
-                model: checkpoint.path().into(),
+                model: location.label(),
                 family: spec.family,
                 parameters: spec.parameters(),
                 bytes: checkpoint.total_bytes(),
@@ -189,6 +196,7 @@ impl Plan {
             stages,
             export,
             totals,
+            download,
             machine,
         })
     }
@@ -206,7 +214,15 @@ pub fn check(recipe: &Recipe) -> Result<Option<Error>> {
 }
 
 fn open(recipe: &Recipe) -> Result<Checkpoint> {
-    Checkpoint::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
+    hub::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
+}
+
+/// Bytes of the teacher that are still on the Hub.
+fn absent(teacher: &Location) -> Result<u64> {
+    match teacher {
+        Location::Hub(id) => Ok(hub::weigh_model(id)?.absent),
+        Location::Path(_) | Location::Builtin(_) => Ok(0),
+    }
 }
 
 impl StagePlan {

@@ -1,10 +1,12 @@
-//! The texts that a recipe names: whether they are there, and how large they are. None is read.
+//! The texts that a recipe names: whether they are there, and how large they are. None is read, and none downloaded.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use crate::Result;
 use crate::checkpoint::Location;
+use crate::hub;
 use crate::recipe::{Recipe, StageRecipe};
 
 /// Bytes of text that a token stands for, about: tokenizers of English have between 3 and 5.
@@ -16,6 +18,8 @@ pub(super) struct Texts {
     source: u64,
     /// For every stage about how many tokens its own text has; 0 where it has none.
     pub stages: Vec<u64>,
+    /// Bytes of texts that are still on the Hub.
+    pub download: u64,
 }
 
 impl Texts {
@@ -27,22 +31,29 @@ impl Texts {
 
 /// Looks at every text; one that is not there, or is no text, is refused.
 pub(super) fn texts(recipe: &Recipe) -> Result<Texts> {
-    let source = size(recipe, &recipe.data.source, "data.source")?;
+    let mut absent = BTreeMap::new();
+    let source = size(recipe, &recipe.data.source, "data.source", &mut absent)?;
     let mut stages = Vec::new();
     for (index, stage) in recipe.stages.iter().enumerate() {
         stages.push(match stage {
             StageRecipe::Evaluate(evaluate) => {
-                size(recipe, &evaluate.text, &format!("stage.{index}.text"))? / BYTES_PER_TOKEN
+                size(recipe, &evaluate.text, &format!("stage.{index}.text"), &mut absent)? / BYTES_PER_TOKEN
             }
             _ => 0,
         });
     }
-    Ok(Texts { source, stages })
+    Ok(Texts { source, stages, download: absent.values().sum() })
 }
 
-fn size(recipe: &Recipe, text: &str, key: &str) -> Result<u64> {
+/// Bytes of a text; what of it is still on the Hub goes into `absent`, once however often it is named.
+fn size(recipe: &Recipe, text: &str, key: &str, absent: &mut BTreeMap<String, u64>) -> Result<u64> {
     match Location::resolve(text, recipe.base.as_deref())? {
         Location::Path(path) => Ok(on_disk(&path)),
+        Location::Hub(id) => {
+            let weight = hub::weigh_text(&id)?;
+            absent.insert(text.to_string(), weight.absent);
+            Ok(weight.bytes)
+        }
         Location::Builtin(builtin) if builtin.is_model() => {
             Err(recipe.mistake(key, format!("`{text}` is a model, not a text"), "for example \"builtin:books-train\""))
         }

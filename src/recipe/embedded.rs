@@ -15,6 +15,13 @@ pub static EMBEDDED: &[(&str, &str)] = &[
     ("mamba2", include_str!("../../recipes/mamba2.toml")),
     ("liger-gla", include_str!("../../recipes/liger-gla.toml")),
     ("sweep", include_str!("../../recipes/sweep.toml")),
+    ("smollm2-135m", include_str!("../../recipes/smollm2-135m.toml")),
+    ("qwen2.5-0.5b", include_str!("../../recipes/qwen2.5-0.5b.toml")),
+    ("qwen3-0.6b", include_str!("../../recipes/qwen3-0.6b.toml")),
+    ("llama-3.2-1b", include_str!("../../recipes/llama-3.2-1b.toml")),
+    ("llama-3.2-3b", include_str!("../../recipes/llama-3.2-3b.toml")),
+    ("mistral-7b", include_str!("../../recipes/mistral-7b.toml")),
+    ("llama-3.1-8b", include_str!("../../recipes/llama-3.1-8b.toml")),
 ];
 
 /// Larger files are no recipes.

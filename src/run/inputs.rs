@@ -1,9 +1,10 @@
-//! What a recipe names, opened: teacher, tokenizer, texts. All that can be wrong with them shows here, before
-//! anything is trained or written.
+//! What a recipe names, downloaded where it is on the Hub, and opened: teacher, tokenizer, texts. All that can be wrong
+//! with them shows here, before anything is trained or written.
 
 use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::hub;
 use crate::model::Model;
 use crate::progress::{Progress, Unit};
 use crate::recipe::{Evaluate, Recipe, StageRecipe};
@@ -34,7 +35,7 @@ impl Inputs {
     pub fn open(recipe: &Recipe, progress: &mut dyn Progress) -> Result<Inputs> {
         let base = recipe.base.as_deref();
         let location = Location::resolve(&recipe.teacher.model, base)?;
-        let checkpoint = Checkpoint::open(&location)?;
+        let checkpoint = Checkpoint::open(&hub::model(&location, progress)?)?;
         let spec = Spec::of(&checkpoint)?;
         let config = checkpoint.files().location().join(CONFIG);
         if arch::conversion(checkpoint.config(), &config)?.is_some() {
@@ -43,10 +44,10 @@ impl Inputs {
         }
         let teacher_name = match &location {
             Location::Path(path) => std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()).display().to_string(),
-            Location::Builtin(_) => recipe.teacher.model.clone(),
+            Location::Builtin(_) | Location::Hub(_) => recipe.teacher.model.clone(),
         };
         let tokenizer = Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
-        let text = Location::resolve(&recipe.data.source, base)?;
+        let text = hub::text(&Location::resolve(&recipe.data.source, base)?, progress)?;
         let documents = documents(&text)?;
         let text_key = identity::text(&documents);
         let ids = tokenized(&documents, &tokenizer, None, &recipe.data.source, progress)?;
@@ -75,7 +76,8 @@ fn evaluation_text(
     progress: &mut dyn Progress,
 ) -> Result<Windows> {
     let name = &stage.text;
-    let documents = documents(&Location::resolve(name, recipe.base.as_deref())?)?;
+    let text = hub::text(&Location::resolve(name, recipe.base.as_deref())?, progress)?;
+    let documents = documents(&text)?;
     let first = stage.tokens.filter(|_| !stage.spread).map(|t| usize::try_from(t).unwrap_or(usize::MAX));
     let ids = tokenized(&documents, tokenizer, first, name, progress)?;
     let windows = Windows::new(ids, stage.sequence.unwrap_or(recipe.data.sequence), name)?;

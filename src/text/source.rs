@@ -33,6 +33,10 @@ pub fn documents(location: &Location) -> Result<Vec<String>> {
         Location::Path(path) if path.is_dir() => (path.display().to_string(), folder(path)?),
         Location::Path(path) => (path.display().to_string(), file(path)?),
         Location::Builtin(builtin) => (format!("builtin:{}", builtin.name), embedded(builtin)?),
+        Location::Hub(id) => {
+            let what = "is on the Hub and was not downloaded";
+            return Err(Error::text(id.to_string(), what, "`hub::text` downloads it and gives its path"));
+        }
     };
     if documents.is_empty() {
         return Err(Error::text(name, "holds no text", "it is empty or blank; name a file with text in it"));
@@ -138,4 +142,14 @@ fn json_lines(text: &str, name: &str) -> Result<Vec<String>> {
         }
     }
     Ok(documents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_extension_of_texts_has_a_format() {
+        assert!(crate::checkpoint::TEXTS.iter().all(|extension| text_format(extension).is_some()));
+    }
 }

@@ -1,0 +1,193 @@
+//! What the Hub or the network answered instead of what was asked, and what a user can do about it.
+
+use std::time::Duration;
+
+use hf_hub::HFError;
+use reqwest::Response;
+
+use super::session::Session;
+use crate::Error;
+use crate::checkpoint::{HubId, shown};
+
+/// Longest wait that a Hub may ask for and get.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// Characters of the Hub's own words that are shown.
+const MOST_WORDS: usize = 200;
+
+/// Why a request gave nothing.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The Hub answered with a status that is no success.
+    Answer { status: u16, code: String, words: String, wait: Option<Duration> },
+    /// Nothing usable came: no connection, or one that broke.
+    Network(String),
+    /// An answer that is not what the protocol says.
+    Nonsense(String),
+    /// Ours to pass on.
+    Ours(Error),
+}
+
+impl Fault {
+    /// Reads an answer that is no success.
+    pub async fn of(response: Response) -> Fault {
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_string());
+        let code = header("x-error-code").unwrap_or_default();
+        let wait = header("retry-after").and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
+        let (status, message) = (response.status().as_u16(), header("x-error-message"));
+        let body = response.text().await.unwrap_or_default();
+        let in_body =
+            || Some(serde_json::from_str::<serde_json::Value>(&body).ok()?.get("error")?.as_str()?.to_string());
+        Fault::Answer { status, code, words: message.or_else(in_body).unwrap_or_default(), wait }
+    }
+
+    /// How long to wait before it is worth asking again; `None`: it never is. `usual` is the wait where the Hub names none.
+    pub fn wait(&self, usual: Duration) -> Option<Duration> {
+        match self {
+            Fault::Answer { status: 408 | 429 | 500 | 502 | 503 | 504, wait, .. } => {
+                Some(wait.unwrap_or(usual)).filter(|&wait| wait <= LONGEST_WAIT)
+            }
+            Fault::Network(_) => Some(usual),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the way to the Hub that is broken, rather than the request.
+    pub fn is_network(&self) -> bool {
+        matches!(self, Fault::Network(_) | Fault::Answer { status: 500..=599, .. })
+    }
+
+    /// Whether the Hub says that there is no such repository, or shows it to others only.
+    pub fn is_absence(&self, session: &Session) -> bool {
+        match self {
+            Fault::Answer { status: 404, .. } => true,
+            Fault::Answer { status: 401, code, .. } => code != "GatedRepo" && session.token.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The message for people.
+    pub fn explain(self, id: &HubId, kind: &str, session: &Session) -> Error {
+        let (status, code, words, wait) = match self {
+            Fault::Ours(error) => return error,
+            Fault::Network(what) => {
+                return Error::hub(
+                    id,
+                    format!("the Hub at {} cannot be reached: {}", session.endpoint, session.clean(&what)),
+                    "check the network (and HF_ENDPOINT, if it is set), then run the same command again: it goes on where \
+                     it ended; `--offline` uses what is in the cache",
+                );
+            }
+            Fault::Nonsense(what) => {
+                let hint = "run the same command again; if it stays so, HF_ENDPOINT may name something that is no Hub";
+                return Error::hub(id, format!("the Hub's answer cannot be used: {}", session.clean(&what)), hint);
+            }
+            Fault::Answer { status, code, words, wait } => (status, code, words, wait),
+        };
+        let page = format!("{}/{}{}", session.endpoint, prefix(kind), id.repository());
+        let said = match words.is_empty() {
+            true => String::new(),
+            false => format!(" (it says: {})", session.clean(&words.chars().take(MOST_WORDS).collect::<String>())),
+        };
+        let login = "log in with `hf auth login`, or set HF_TOKEN";
+        let (what, hint) = match (status, code.as_str(), session.token.is_some()) {
+            (401 | 403, "GatedRepo", false) => (
+                "this repository is gated: its owner gives it only to those who accept its terms, and no token was found"
+                    .into(),
+                format!("accept the terms at {page}, then {login}"),
+            ),
+            (401 | 403, "GatedRepo", true) => (
+                format!("this repository is gated, and your token has no access to it{said}"),
+                format!("accept the terms at {page} with the account of your token, and wait for the approval"),
+            ),
+            (404, "RevisionNotFound", _) => {
+                (format!("there is no revision `{}`", id.revision()), format!("see the branches and tags at {page}"))
+            }
+            (404, "EntryNotFound", _) => (format!("a file is not there{said}"), format!("see the files at {page}")),
+            (401, _, false) | (404, ..) | (401, "RepoNotFound", true) => (
+                format!(
+                    "there is no such file or folder (`{}`), and the Hub shows no {kind} of this name{}",
+                    id.path.display(),
+                    match session.token.is_some() {
+                        true => " to the account of your token",
+                        false => ": it does not exist, or is private",
+                    }
+                ),
+                format!(
+                    "{}check the spelling; for a private one {login}",
+                    id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default()
+                ),
+            ),
+            (401, _, true) => (
+                format!("the Hub refuses your token{said}"),
+                format!("it may have expired: make a new one and {login}; for what is public, unset it"),
+            ),
+            (403, _, has) => (
+                format!("the Hub refuses this{said}"),
+                match has {
+                    true => format!("your token needs the right to do this at {page}: make one that has it, then {login}"),
+                    false => login.to_string(),
+                },
+            ),
+            (429, ..) => (
+                match wait {
+                    Some(wait) => format!("too many requests: the Hub asks to wait {} s{said}", wait.as_secs()),
+                    None => format!("too many requests{said}"),
+                },
+                "run the same command again later: it goes on where it ended; a token raises the limit".into(),
+            ),
+            (409 | 412, ..) => (
+                format!("the repository changed meanwhile{said}"),
+                "run the same command again: it looks at the repository anew".into(),
+            ),
+            (500..=599, ..) => (
+                format!("the Hub fails with status {status}{said}"),
+                "run the same command again later: it goes on where it ended; `--offline` uses what is in the cache".into(),
+            ),
+            _ => (format!("the Hub answers with status {status}{said}"), format!("see {page}")),
+        };
+        Error::hub(id, what, hint)
+    }
+}
+
+/// What stands before a repository's name in addresses.
+pub(super) fn prefix(kind: &str) -> &'static str {
+    if kind == "dataset" { "datasets/" } else { "" }
+}
+
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Fault {
+        // The address may be signed: it is nobody's business.
+        let error = error.without_url();
+        let mut what = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            what = cause.to_string();
+            source = cause.source();
+        }
+        if error.is_builder() { Fault::Nonsense(what) } else { Fault::Network(what) }
+    }
+}
+
+impl From<HFError> for Fault {
+    fn from(error: HFError) -> Fault {
+        let (context, wait) = match error {
+            HFError::RateLimited { retry_after, context } => (context, retry_after),
+            HFError::Http { context }
+            | HFError::AuthRequired { context }
+            | HFError::Forbidden { context }
+            | HFError::Conflict { context } => (context, None),
+            HFError::RepoNotFound { context: Some(context), .. }
+            | HFError::RevisionNotFound { context: Some(context), .. }
+            | HFError::EntryNotFound { context: Some(context), .. } => (context, None),
+            HFError::Request { source, .. } => return source.into(),
+            HFError::Io(source) => return Fault::Ours(Error::io("the files to send", "read them")(source)),
+            other => return Fault::Nonsense(shown(&other.to_string())),
+        };
+        Fault::Answer {
+            status: context.status.as_u16(),
+            code: context.error_code.unwrap_or_default(),
+            words: context.server_message.unwrap_or_default(),
+            wait,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A model's folder to a repository: what differs, in one commit.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hf_hub::RepoTypeModel;
+use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
+use hf_hub::repository::CommitOperation;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::fault::Fault;
+use super::fetch::{Sum, read_all};
+use super::listing::{Entry, Kind, Listing};
+use super::session::Session;
+use super::{Change, PushFile, PushPlan, is_offline};
+use crate::checkpoint::{Checkpoint, HubId, INDEX, Location};
+use crate::progress::{Progress, Unit};
+use crate::{Error, Result};
+
+/// Most bytes that go inside a commit. What is larger needs a Hub that takes it by Xet.
+const MOST_INLINE: u64 = 256 << 20;
+
+pub(super) fn compare(folder: &Path, id: &HubId, public: bool, progress: &mut dyn Progress) -> Result<PushPlan> {
+    // Only models are pushed; this checks every header.
+    Checkpoint::open(&Location::Path(folder.into()))?;
+    let session = session(id)?;
+    let remote = match Listing::ask(id, Kind::Model, session) {
+        Ok(listing) => Some(listing),
+        Err(fault) if fault.is_absence(session) => None,
+        Err(fault) => return Err(fault.explain(id, Kind::Model.word(), session)),
+    };
+    let mut there: BTreeMap<&str, &Entry> =
+        remote.iter().flat_map(|listing| listing.files.iter().map(|entry| (entry.path.as_str(), entry))).collect();
+    let names = names(folder)?;
+    // Only what has the same size needs to be read.
+    let alike = |name: &str, bytes: u64| there.get(name).is_some_and(|entry| entry.size == bytes);
+    let total: u64 = names.iter().filter(|(name, bytes)| alike(name, *bytes)).map(|(_, bytes)| bytes).sum();
+    if total > 0 {
+        progress.begin("compare with the Hub", 0, total, Unit::Bytes);
+    }
+    let (mut files, mut done) = (vec![], 0);
+    for (name, bytes) in names {
+        let change = match there.remove(name.as_str()) {
+            None => Change::Add,
+            Some(entry) if entry.size != bytes => Change::Replace,
+            Some(entry) => {
+                let same = sum(&folder.join(&name), entry)? == entry.sum;
+                done += bytes;
+                progress.advance(done, &name);
+                if same { Change::Keep } else { Change::Replace }
+            }
+        };
+        files.push(PushFile { name, bytes, change });
+    }
+    if total > 0 {
+        progress.end("");
+    }
+    // A loader that finds `model.safetensors` reads no index, and the other way round nobody reads old shards.
+    let weights = |name: &str| !name.contains('/') && (name == INDEX || name.ends_with(".safetensors"));
+    let old = there.into_values().filter(|entry| weights(&entry.path));
+    files.extend(old.map(|entry| PushFile { name: entry.path.clone(), bytes: entry.size, change: Change::Remove }));
+    Ok(PushPlan {
+        repository: id.repository(),
+        create: remote.is_none(),
+        public,
+        files,
+        folder: folder.into(),
+        parent: remote.map(|listing| listing.commit),
+    })
+}
+
+pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) -> Result<Option<String>> {
+    if plan.changes().next().is_none() {
+        return Ok(None);
+    }
+    let id = HubId::parse(&plan.repository)
+        .ok_or_else(|| Error::Internal(format!("`{}` is no repository", plan.repository)))?;
+    let session = session(&id)?;
+    let explain = |fault: Fault| fault.explain(&id, Kind::Model.word(), session);
+    if session.token.is_none() {
+        let hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write";
+        return Err(Error::hub(&id, "nothing can be sent without a token, and none was found", hint));
+    }
+    let client = session.hf().map_err(explain)?;
+    if plan.create {
+        let create = || async {
+            let request = client.create_repository().repo_id(&plan.repository).repo_type(RepoTypeModel);
+            Ok(request.private(!plan.public).exist_ok(true).send().await.map(|_| ())?)
+        };
+        session.repeated(create).map_err(explain)?;
+        progress.say(&format!("{}: created, {}", plan.repository, if plan.public { "public" } else { "private" }));
+    }
+    require_way(plan, &id, session)?;
+    // A commit on another parent is refused: none is made twice, and none over what others sent meanwhile.
+    let parent = match &plan.parent {
+        Some(parent) => parent.clone(),
+        None => Listing::ask(&id, Kind::Model, session).map_err(explain)?.commit,
+    };
+
+    let operations = plan.changes().map(|file| match file.change {
+        Change::Remove => CommitOperation::delete(&file.name),
+        _ => CommitOperation::add_file(&file.name, plan.folder.join(&file.name)),
+    });
+    let operations: Vec<CommitOperation> = operations.collect();
+    let sent = Arc::new(AtomicU64::new(0));
+    let model = client.model(&id.owner, &id.name);
+    progress.begin(&format!("upload to {}", plan.repository), 0, plan.bytes(), Unit::Bytes);
+    let mut wait = std::time::Duration::from_millis(500);
+    let mut attempts = 0;
+    let commit = loop {
+        let handler = Sent(sent.clone());
+        let request = model.create_commit().operations(operations.clone()).commit_message(message);
+        let request = request.parent_commit(&parent).progress(handler);
+        let work = async { Ok::<_, Fault>(request.send().await?) };
+        let fault = match session.run(work, &mut || progress.advance(sent.load(Ordering::Relaxed), "")) {
+            Ok(commit) => break commit,
+            Err(fault) => fault,
+        };
+        attempts += 1;
+        // A commit whose answer was lost is there all the same: what is in the repository says so.
+        if attempts > 1 && matches!(&fault, Fault::Answer { status: 409 | 412, .. }) {
+            let now = compare(&plan.folder, &id, plan.public, &mut crate::progress::Silent)?;
+            if now.changes().next().is_none() {
+                progress.end("");
+                return Ok(Some(address(session, &plan.repository, now.parent.as_deref())));
+            }
+        }
+        let Some(pause) = fault.wait(wait).filter(|_| attempts < 5) else { return Err(explain(fault)) };
+        session.sleep(pause).map_err(explain)?;
+        wait *= 2;
+    };
+    progress.advance(plan.bytes(), "");
+    progress.end(&format!("{} files", operations.len()));
+    Ok(Some(address(session, &plan.repository, commit.commit_oid.as_deref())))
+}
+
+fn session(id: &HubId) -> Result<&'static Session> {
+    match is_offline() {
+        true => Err(Error::hub(id, "nothing is sent offline", "leave out `--offline` and HF_HUB_OFFLINE")),
+        false => Session::get(),
+    }
+}
+
+/// Where people see a commit.
+fn address(session: &Session, repository: &str, commit: Option<&str>) -> String {
+    match commit {
+        Some(commit) => format!("{}/{repository}/commit/{commit}", session.endpoint),
+        None => format!("{}/{repository}", session.endpoint),
+    }
+}
+
+/// Names and sizes of the files in a model's folder, sorted; hidden ones and folders do not count.
+fn names(folder: &Path) -> Result<Vec<(String, u64)>> {
+    let mut names = vec![];
+    for entry in folder.read_dir().map_err(Error::io(folder, "list it"))? {
+        let path = entry.map_err(Error::io(folder, "list it"))?.path();
+        let found = fs::metadata(&path).map_err(Error::io(&path, "look at it"))?;
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            return Err(Error::file(&path, "the name of this file is not UTF-8", "rename it"));
+        };
+        if found.is_file() && !name.starts_with('.') {
+            names.push((name.to_string(), found.len()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The checksum of a file, of the kind that the Hub has of its own.
+fn sum(path: &Path, entry: &Entry) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path, "read it"))?;
+    let mut sum = match entry.sum.len() {
+        64 => Sum::Sha256(Sha256::new()),
+        _ => Sum::git(entry.size),
+    };
+    read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
+    Ok(sum.digits())
+}
+
+/// Refuses what `hf-hub` would put into memory whole: it sends large files by Xet, or else inside the commit.
+fn require_way(plan: &PushPlan, id: &HubId, session: &Session) -> Result<()> {
+    if plan.bytes() <= MOST_INLINE {
+        return Ok(());
+    }
+    let largest = plan.changes().filter(|file| file.change != Change::Remove).max_by_key(|file| file.bytes);
+    let Some(largest) = largest else { return Ok(()) };
+    let object = json!({ "oid": sum_sha256(&plan.folder.join(&largest.name))?, "size": largest.bytes });
+    let body = json!({
+        "operation": "upload", "transfers": ["basic", "multipart", "xet"], "objects": [object],
+        "hash_algo": "sha256", "ref": { "name": "main" },
+    });
+    let path = format!("{}.git/info/lfs/objects/batch", plan.repository);
+    let answer = session.post(&path, &body).map_err(|fault| fault.explain(id, Kind::Model.word(), session))?;
+    match answer.get("transfer").and_then(|transfer| transfer.as_str()) {
+        Some("xet") => Ok(()),
+        _ => Err(Error::hub(
+            id,
+            format!("this Hub does not take large files by Xet, and {} bytes are too many for a commit", plan.bytes()),
+            format!("send the folder with `hf upload {} {}`", plan.repository, plan.folder.display()),
+        )),
+    }
+}
+
+fn sum_sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path, "read it"))?;
+    let mut sum = Sum::Sha256(Sha256::new());
+    read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
+    Ok(sum.digits())
+}
+
+/// Counts what was sent; called from other threads.
+struct Sent(Arc<AtomicU64>);
+
+impl ProgressHandler for Sent {
+    fn on_progress(&self, event: &ProgressEvent) {
+        if let ProgressEvent::Upload(UploadEvent::Progress { bytes_completed, .. }) = event {
+            self.0.store(*bytes_completed, Ordering::Relaxed);
+        }
+    }
+}
