@@ -86,7 +86,7 @@ impl Fault {
         let page = format!("{}/{}{}", session.endpoint, prefix(kind), id.repository());
         let said = match words.is_empty() {
             true => String::new(),
-            false => format!(" (it says: {})", session.clean(&words.chars().take(MOST_WORDS).collect::<String>())),
+            false => format!(" (it says: {})", session.clean(&words).chars().take(MOST_WORDS).collect::<String>()),
         };
         let login = "log in with `hf auth login`, or set HF_TOKEN";
         let (what, hint) = match (status, code.as_str(), session.token.is_some()) {
