@@ -105,8 +105,8 @@ impl Fault {
             (404, "EntryNotFound", _) => (format!("a file is not there{said}"), format!("see the files at {page}")),
             (401, _, false) | (404, ..) | (401, "RepoNotFound", true) => (
                 format!(
-                    "there is no such file or folder (`{}`), and the Hub shows no {kind} of this name{}",
-                    id.path.display(),
+                    "{}the Hub shows no {kind} of this name{}",
+                    no_path(id),
                     match session.token.is_some() {
                         true => " to the account of your token",
                         false => ": it does not exist, or is private",
@@ -114,7 +114,7 @@ impl Fault {
                 ),
                 format!(
                     "{}check the spelling; for a private one {login}",
-                    id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default()
+                    near(id)
                 ),
             ),
             (401, _, true) => (
@@ -147,6 +147,19 @@ impl Fault {
         };
         Error::hub(id, what, hint)
     }
+}
+
+/// The other reading of a name, where it could be a path.
+pub(super) fn no_path(id: &HubId) -> String {
+    match id.path.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!("there is no such file or folder (`{}`), and ", id.path.display()),
+    }
+}
+
+/// What may have been meant instead.
+pub(super) fn near(id: &HubId) -> String {
+    id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default()
 }
 
 /// What stands before a repository's name in addresses.

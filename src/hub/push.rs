@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -78,6 +78,8 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
     }
     let id = HubId::parse(&plan.repository)
         .ok_or_else(|| Error::Internal(format!("`{}` is no repository", plan.repository)))?;
+    // Nobody means a path here.
+    let id = HubId { path: PathBuf::new(), ..id };
     let session = session(&id)?;
     let explain = |fault: Fault| fault.explain(&id, Kind::Model.word(), session);
     if session.token.is_none() {
