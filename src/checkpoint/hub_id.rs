@@ -19,7 +19,7 @@ pub struct HubId {
     pub revision: Option<String>,
     /// A file or folder in the repository.
     pub inside: Option<String>,
-    /// What the same text would be as a path; nothing is there.
+    /// What the same text would be as a path, where nothing is; empty where no path can be meant.
     pub path: PathBuf,
 }
 

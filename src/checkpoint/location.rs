@@ -92,7 +92,7 @@ fn missing(text: &str, path: PathBuf) -> Error {
 impl HubId {
     /// What on disk or in the binary may have been meant instead.
     pub(crate) fn near_miss(&self) -> Option<String> {
-        near_miss(&self.to_string(), &self.path)
+        self.path.file_name().and_then(|_| near_miss(&self.to_string(), &self.path))
     }
 }
 

@@ -57,6 +57,8 @@ impl Args {
                 "give `--repo OWNER/NAME`: letters, digits, `-`, `_` and `.`",
             )
         })?;
+        // Nobody means a path here.
+        let id = HubId { path: PathBuf::new(), ..id };
         let folder = folder(&self.folder)?;
         let plan = hub::compare(&folder, &id, self.public, &mut printer.works())?;
         if self.public && !plan.create {

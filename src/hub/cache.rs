@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::listing::{Entry, Kind};
 use super::session::Session;
-use crate::checkpoint::{HubId, write_atomically};
+use crate::checkpoint::HubId;
 use crate::{Error, Result};
 
 /// One repository's part of the cache.
@@ -68,22 +68,16 @@ impl Cache {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
-        create_parent(&path)?;
-        write_atomically(&path, commit.as_bytes())
+        replace(&path, |temporary| fs::write(temporary, commit))
     }
 
     /// Gives contents that are there a name in the commit's folder.
     pub fn link(&self, commit: &str, entry: &Entry) -> Result<()> {
         let name = self.snapshot(commit).join(&entry.path);
-        create_parent(&name)?;
         // From the name's folder up to the repository's: snapshots, the commit, and the folders of the path.
         let up = 1 + Path::new(&entry.path).components().filter(|part| matches!(part, Component::Normal(_))).count();
         let target: PathBuf = std::iter::repeat_n("..", up).collect::<PathBuf>().join("blobs").join(&entry.sum);
-        match fs::remove_file(&name) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&name, "replace it")(e)),
-            _ => {}
-        }
-        place(&target, &self.blob(entry), &name).map_err(Error::io(&name, "link it"))
+        replace(&name, |temporary| place(&target, &self.blob(entry), temporary))
     }
 
     /// Holds a file against other processes; `None` while one of them has it.
@@ -104,6 +98,17 @@ impl Cache {
     pub fn free(&self) -> Option<u64> {
         fs4::available_space(self.root.ancestors().find(|folder| folder.is_dir())?).ok()
     }
+}
+
+/// Makes a small file and gives it its name at once. Other processes may do the same at the same time: each has a
+/// temporary name of its own.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    create_parent(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    // What a killed process of the same number left.
+    let _ = fs::remove_file(&temporary);
+    make(&temporary).and_then(|()| fs::rename(&temporary, path)).map_err(Error::io(path, "write it"))
 }
 
 #[cfg(unix)]

@@ -86,7 +86,7 @@ impl Fault {
         let page = format!("{}/{}{}", session.endpoint, prefix(kind), id.repository());
         let said = match words.is_empty() {
             true => String::new(),
-            false => format!(" (it says: {})", session.clean(&words.chars().take(MOST_WORDS).collect::<String>())),
+            false => format!(" (it says: {})", session.clean(&words).chars().take(MOST_WORDS).collect::<String>()),
         };
         let login = "log in with `hf auth login`, or set HF_TOKEN";
         let (what, hint) = match (status, code.as_str(), session.token.is_some()) {
@@ -105,8 +105,8 @@ impl Fault {
             (404, "EntryNotFound", _) => (format!("a file is not there{said}"), format!("see the files at {page}")),
             (401, _, false) | (404, ..) | (401, "RepoNotFound", true) => (
                 format!(
-                    "there is no such file or folder (`{}`), and the Hub shows no {kind} of this name{}",
-                    id.path.display(),
+                    "{}the Hub shows no {kind} of this name{}",
+                    no_path(id),
                     match session.token.is_some() {
                         true => " to the account of your token",
                         false => ": it does not exist, or is private",
@@ -114,7 +114,7 @@ impl Fault {
                 ),
                 format!(
                     "{}check the spelling; for a private one {login}",
-                    id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default()
+                    near(id)
                 ),
             ),
             (401, _, true) => (
@@ -147,6 +147,19 @@ impl Fault {
         };
         Error::hub(id, what, hint)
     }
+}
+
+/// The other reading of a name, where it could be a path.
+pub(super) fn no_path(id: &HubId) -> String {
+    match id.path.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!("there is no such file or folder (`{}`), and ", id.path.display()),
+    }
+}
+
+/// What may have been meant instead.
+pub(super) fn near(id: &HubId) -> String {
+    id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default()
 }
 
 /// What stands before a repository's name in addresses.

@@ -177,7 +177,7 @@ impl<'a> Partial<'a> {
             file.set_len(0).map_err(Error::io(path, "write it"))?;
             length = 0;
         }
-        let mut sum = Sum::new(entry);
+        let mut sum = Sum::of(entry);
         read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
         file.seek(SeekFrom::Start(length)).map_err(Error::io(path, "write it"))?;
         Ok(Partial { path, file, length, sum })
@@ -206,29 +206,34 @@ pub(super) enum Sum {
 }
 
 impl Sum {
-    /// The kind that the listing names for a file.
-    fn new(entry: &Entry) -> Sum {
-        match entry.sum.len() {
-            64 => Sum::Sha256(Sha256::new()),
-            _ => Sum::git(entry.size),
+    /// Of a file that the listing has, in the kind that it names there.
+    fn of(entry: &Entry) -> Sum {
+        Sum::new(entry.is_large(), entry.size)
+    }
+
+    fn new(large: bool, size: u64) -> Sum {
+        match large {
+            true => Sum::Sha256(Sha256::new()),
+            false => Sum::Git(Sha1::new_with_prefix(format!("blob {size}\0"))),
         }
     }
 
-    /// Git's, of a file of that size.
-    pub fn git(size: u64) -> Sum {
-        let mut sum = Sha1::new();
-        sum.update(format!("blob {size}\0"));
-        Sum::Git(sum)
+    /// Of a file on disk.
+    pub fn read(path: &Path, large: bool, size: u64) -> Result<String, Error> {
+        let mut sum = Sum::new(large, size);
+        let mut file = File::open(path).map_err(Error::io(path, "read it"))?;
+        read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
+        Ok(sum.digits())
     }
 
-    pub fn update(&mut self, bytes: &[u8]) {
+    fn update(&mut self, bytes: &[u8]) {
         match self {
             Sum::Sha256(sum) => sum.update(bytes),
             Sum::Git(sum) => sum.update(bytes),
         }
     }
 
-    pub fn digits(self) -> String {
+    fn digits(self) -> String {
         let bytes = match self {
             Sum::Sha256(sum) => sum.finalize().to_vec(),
             Sum::Git(sum) => sum.finalize().to_vec(),
@@ -238,7 +243,7 @@ impl Sum {
 }
 
 /// Reads a file block by block.
-pub(super) fn read_all(file: &mut File, each: &mut dyn FnMut(&[u8])) -> std::io::Result<()> {
+fn read_all(file: &mut File, each: &mut dyn FnMut(&[u8])) -> std::io::Result<()> {
     let mut block = vec![0; BLOCK];
     loop {
         match file.read(&mut block)? {

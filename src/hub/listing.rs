@@ -11,6 +11,9 @@ use super::fault::Fault;
 use super::session::{Session, encoded};
 use crate::checkpoint::HubId;
 
+/// Digits of a SHA-256.
+const LARGE: usize = 64;
+
 /// What kind of repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -50,6 +53,13 @@ pub(super) struct Entry {
 pub(super) struct Listing {
     pub commit: String,
     pub files: Vec<Entry>,
+}
+
+impl Entry {
+    /// Whether it is stored apart from git, under another kind of checksum.
+    pub fn is_large(&self) -> bool {
+        self.sum.len() == LARGE
+    }
 }
 
 impl Listing {
@@ -101,7 +111,7 @@ fn file(entry: &Value) -> Result<Option<Entry>, Fault> {
     let size = entry.get("size").and_then(Value::as_u64).ok_or_else(wrong)?;
     let large = entry.get("lfs").filter(|lfs| !lfs.is_null());
     let (sum, digits) = match large {
-        Some(lfs) => (text(lfs.get("oid")), 64),
+        Some(lfs) => (text(lfs.get("oid")), LARGE),
         None => (text(entry.get("oid")), 40),
     };
     let is_sum =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{Cache, is_commit};
 use super::choice;
-use super::fault::{Fault, prefix};
+use super::fault::{Fault, near, no_path, prefix};
 use super::fetch::{Counted, Fetch};
 use super::listing::{Entry, Kind, Listing};
 use super::session::Session;
@@ -114,6 +114,14 @@ impl<'a> Repository<'a> {
                 progress.say(&format!("{}: {}; the cache has what was fetched before", self.id, self.explain(fault)));
                 Ok(None)
             }
+            // Who meant a path has to hear of that reading too.
+            Err(fault) if fault.is_network() => match self.explain(fault) {
+                Error::Hub { repository, what, hint } => {
+                    let hint = format!("{}{hint}", near(self.id));
+                    Err(Error::hub(repository, format!("{}{what}", no_path(self.id)), hint))
+                }
+                other => Err(other),
+            },
             Err(fault) => Err(self.explain(fault)),
         }
     }
@@ -199,10 +207,10 @@ impl<'a> Repository<'a> {
     fn offline_folder(&self) -> Result<PathBuf> {
         let folder = self.cache.commit(self.id.revision()).map(|commit| self.cache.snapshot(&commit));
         folder.filter(|folder| folder.is_dir()).ok_or_else(|| {
-            let near = self.id.near_miss().map(|near| format!("did you mean `{near}`? Otherwise ")).unwrap_or_default();
+            let near = near(self.id);
             let what = format!(
-                "there is no such file or folder (`{}`), and of the {} of this name the cache at {} has nothing",
-                self.id.path.display(),
+                "{}of the {} of this name the cache at {} has nothing",
+                no_path(self.id),
                 self.kind.word(),
                 self.cache.root().display()
             );

@@ -1,8 +1,8 @@
 //! A model's folder to a repository: what differs, in one commit.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,10 +10,9 @@ use hf_hub::RepoTypeModel;
 use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::CommitOperation;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
-use super::fetch::{Sum, read_all};
+use super::fetch::Sum;
 use super::listing::{Entry, Kind, Listing};
 use super::session::Session;
 use super::{Change, PushFile, PushPlan, is_offline};
@@ -48,7 +47,7 @@ pub(super) fn compare(folder: &Path, id: &HubId, public: bool, progress: &mut dy
             None => Change::Add,
             Some(entry) if entry.size != bytes => Change::Replace,
             Some(entry) => {
-                let same = sum(&folder.join(&name), entry)? == entry.sum;
+                let same = Sum::read(&folder.join(&name), entry.is_large(), bytes)? == entry.sum;
                 done += bytes;
                 progress.advance(done, &name);
                 if same { Change::Keep } else { Change::Replace }
@@ -79,6 +78,8 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
     }
     let id = HubId::parse(&plan.repository)
         .ok_or_else(|| Error::Internal(format!("`{}` is no repository", plan.repository)))?;
+    // Nobody means a path here.
+    let id = HubId { path: PathBuf::new(), ..id };
     let session = session(&id)?;
     let explain = |fault: Fault| fault.explain(&id, Kind::Model.word(), session);
     if session.token.is_none() {
@@ -170,17 +171,6 @@ fn names(folder: &Path) -> Result<Vec<(String, u64)>> {
     Ok(names)
 }
 
-/// The checksum of a file, of the kind that the Hub has of its own.
-fn sum(path: &Path, entry: &Entry) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path, "read it"))?;
-    let mut sum = match entry.sum.len() {
-        64 => Sum::Sha256(Sha256::new()),
-        _ => Sum::git(entry.size),
-    };
-    read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
-    Ok(sum.digits())
-}
-
 /// Refuses what `hf-hub` would put into memory whole: it sends large files by Xet, or else inside the commit.
 fn require_way(plan: &PushPlan, id: &HubId, session: &Session) -> Result<()> {
     if plan.bytes() <= MOST_INLINE {
@@ -188,7 +178,8 @@ fn require_way(plan: &PushPlan, id: &HubId, session: &Session) -> Result<()> {
     }
     let largest = plan.changes().filter(|file| file.change != Change::Remove).max_by_key(|file| file.bytes);
     let Some(largest) = largest else { return Ok(()) };
-    let object = json!({ "oid": sum_sha256(&plan.folder.join(&largest.name))?, "size": largest.bytes });
+    let sum = Sum::read(&plan.folder.join(&largest.name), true, largest.bytes)?;
+    let object = json!({ "oid": sum, "size": largest.bytes });
     let body = json!({
         "operation": "upload", "transfers": ["basic", "multipart", "xet"], "objects": [object],
         "hash_algo": "sha256", "ref": { "name": "main" },
@@ -203,13 +194,6 @@ fn require_way(plan: &PushPlan, id: &HubId, session: &Session) -> Result<()> {
             format!("send the folder with `hf upload {} {}`", plan.repository, plan.folder.display()),
         )),
     }
-}
-
-fn sum_sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path, "read it"))?;
-    let mut sum = Sum::Sha256(Sha256::new());
-    read_all(&mut file, &mut |bytes| sum.update(bytes)).map_err(Error::io(path, "read it"))?;
-    Ok(sum.digits())
 }
 
 /// Counts what was sent; called from other threads.

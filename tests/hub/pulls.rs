@@ -195,6 +195,22 @@ fn a_beginning_that_is_there_is_continued() {
     }
 }
 
+/// Two commands at once fetch a file once.
+#[test]
+fn two_at_once_share_a_download() {
+    use std::process::Stdio;
+
+    let hub = hub();
+    let user = User::new(&hub);
+    let start = || user.command(&GENERATE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (first, second) = (start(), start());
+    let outputs = [first, second].map(|child| user.ran(child.wait_with_output().unwrap()));
+    outputs.iter().for_each(|ran| assert_eq!(ran.status, 0, "{}", ran.stderr));
+    assert_eq!(outputs[0].stdout, outputs[1].stdout);
+    let whole = weights(&hub.asked()).into_iter().filter(Option::is_none).count();
+    assert_eq!(whole, 1);
+}
+
 /// Ctrl-C ends a download at once and keeps what came.
 #[cfg(unix)]
 #[test]
@@ -246,8 +262,11 @@ fn a_recipe_names_teacher_and_text_on_the_hub() {
     ];
     let plan = user.works(&[&["plan", "smoke"][..], &set].concat()).stdout;
     assert!(plan.contains("download ") && plan.contains("from the Hub, first"), "{plan}");
-    assert!(contents(&hub).iter().all(|path| !path.contains("/datasets/")));
-    user.works(&[&["check", "smoke"][..], &set].concat());
+    let asked = hub.asked();
+    assert_eq!(weights(&asked), [Some("bytes=0-131071".into())], "a plan needs headers only");
+    assert!(asked.iter().all(|asked| !asked.path.starts_with("/datasets/")), "and no text");
+    let checked = user.works(&[&["check", "smoke"][..], &set].concat());
+    assert!(!checked.stderr.contains("warning"), "{}", checked.stderr);
     let converted = user.works(&[&["convert", "smoke"][..], &set].concat());
     assert!(converted.stderr.contains("download someone/stories: "), "{}", converted.stderr);
     let folder = converted.stdout.trim();

@@ -15,6 +15,10 @@ fn what_is_not_there_is_said_in_both_readings() {
     says(&User::known(&hub).fails(&["inspect", "someone/nothing"]), &["to the account of your token"]);
     let error = user.fails(&["inspect", "someone/stories260K/config.json"]);
     says(&error, &["whole repository", "give `someone/stories260K`"]);
+    // Nor can the reading as a path be heard of less when the Hub is down.
+    std::fs::create_dir_all(user.path("runs/quickstart")).unwrap();
+    let down = user.command(&["inspect", "runs/quickstrat"]).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
+    says(&user.ran(down).stderr, &["no such file or folder", "cannot be reached", "did you mean `runs/quickstart`?"]);
     // A path that exists wins, whatever the Hub has.
     std::fs::create_dir_all(user.path(MODEL)).unwrap();
     hub.asked();
