@@ -38,6 +38,12 @@ try:
 except Exception:  # not installed, or not for this machine: the operators below do the same
     FLA = False
 
+
+def fast(x):
+    """Whether flash-linear-attention's kernels take this tensor."""
+    return FLA and x.is_cuda
+
+
 # ------------------------------------------------------------------------------------------------------------ Operators
 
 CHUNK = 64
@@ -102,7 +108,7 @@ def recurrence(q, k, v, g=None, erase=None, bonus=None, state=None):
         state = q.new_zeros(q.shape[0], q.shape[2], k.shape[3], v.shape[3])
     if q.shape[1] == 1:
         return step(q, k, v, g, erase, bonus, state)
-    if FLA and q.is_cuda and bonus is None and erase is None:
+    if fast(q) and bonus is None and erase is None:
         arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
         if g is not None and g.shape[-1] > 1:
             return chunk_gla(q, k, v, g, **arguments)
@@ -315,7 +321,7 @@ class Carry:
         k, v, beta = repeat(k, heads), repeat(v, heads), self.seen(beta)
         g = None if g is None else self.seen(g)
         state = self.get(name)
-        if FLA and q.is_cuda and q.shape[1] > 1 and g is not None and g.shape[-1] == 1:
+        if fast(q) and q.shape[1] > 1 and g is not None and g.shape[-1] == 1:
             arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
             o, state = chunk_gated_delta_rule(q, k, v, g=g.squeeze(-1), beta=beta.squeeze(-1), **arguments)
         else:
@@ -1416,7 +1422,9 @@ class SubquadPreTrainedModel(PreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = StateCache(spec.layers)
         if past_key_values is not None and not isinstance(past_key_values, StateCache):
-            raise ValueError(f"this model keeps states: its cache is a StateCache, not a {type(past_key_values).__name__}")
+            raise ValueError(
+                f"this model keeps states: its cache is a StateCache, not a {type(past_key_values).__name__}"
+            )
         layers = [None] * spec.layers if past_key_values is None else past_key_values.layers
         call = self.place_tokens(x, attention_mask, position_ids, layers[0])
         if spec.positions is not None:
