@@ -61,7 +61,7 @@ dtype = "f32"
 
 @torch.no_grad()
 def of_a_run(program, failures):
-    """`export --adapter` of a run is its model; a stage of another run goes on from it, and from what PEFT has saved."""
+    """`export --adapter` of a run is its model; a stage of another run goes on from it, and from what PEFT saved."""
 
     def run(*arguments, fails=False):
         done = subprocess.run([program, *arguments], capture_output=True, text=True, cwd=to)
