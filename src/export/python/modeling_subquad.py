@@ -478,7 +478,8 @@ def kernel(*names, eps, unit=False, rotary=lambda o: True):
     o_t = phi(q_t)^T S_t / (phi(q_t).z_t + eps).
 
     Under a joint normaliser the window's keys are its own, and a key enters S and z when it leaves the window: the
-    linear branch reads keys `size` columns late. Features that are shares of one (`unit`) let the window weigh at most 1.
+    linear branch reads keys `size` columns late. Features that are shares of one (`unit`) let the window weigh at most
+    1.
     """
 
     def register(function):
