@@ -79,7 +79,7 @@ pub(super) fn published(name: &str, teacher: &Checkpoint) -> String {
     hub_id(name, teacher).unwrap_or_else(|| if Path::new(name).has_root() { short() } else { name.to_string() })
 }
 
-/// The teacher's Hub id, where `name` is one, or a folder of the cache that Hub clients share.
+/// The teacher's repository on the Hub, where `name` is a Hub id, or a folder of the cache that Hub clients share.
 fn hub_id(name: &str, teacher: &Checkpoint) -> Option<String> {
     let cached = Path::new(name).iter().find_map(|part| part.to_str()?.strip_prefix("models--")?.split_once("--"));
     let id = match cached {
@@ -88,7 +88,8 @@ fn hub_id(name: &str, teacher: &Checkpoint) -> Option<String> {
         None if teacher.path().ends_with(name) => return None,
         None => name.into(),
     };
-    is_hub_id(&id).then_some(id)
+    let repository = id.split_once('@').map_or(id.as_str(), |(repository, _)| repository);
+    is_hub_id(repository).then(|| repository.to_string())
 }
 
 /// What the Hub reads: lines that are not known are left out.

@@ -16,3 +16,19 @@ pub(super) fn auto_map() -> Value {
         "AutoModelForCausalLM": "modeling_subquad.SubquadForCausalLM",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::mixer::MIXERS;
+
+    #[test]
+    fn every_mixer_is_in_the_modelling_file() {
+        let text = super::FILES[1].1;
+        let registered: Vec<&str> =
+            text.lines().filter(|l| l.starts_with("@mixer(") || l.starts_with("@kernel(")).collect();
+        for mixer in MIXERS {
+            let name = format!("\"{}\"", mixer.name);
+            assert_eq!(registered.iter().filter(|line| line.contains(&name)).count(), 1, "{name}");
+        }
+    }
+}

@@ -126,7 +126,7 @@ fn lora_shape(t: &mut Table) -> LoraShape {
         "from",
         Text { example: "adapter" },
         "Folder of an adapter in PEFT's format to start from, as `subquad export --adapter` writes it; `rank`, `alpha` \
-         and `on` are its own. Absent: a new one.",
+         and `on` say what it is. Absent: a new one.",
     );
     LoraShape { rank: rank as usize, alpha, on, from }
 }

@@ -18,8 +18,10 @@ fn in_f32_nothing_changes() {
         [
             "README.md",
             "config.json",
+            "configuration_subquad.py",
             "generation_config.json",
             "model.safetensors",
+            "modeling_subquad.py",
             "recipe.toml",
             "tokenizer.json",
             "tokenizer_config.json"
@@ -182,4 +184,34 @@ fn the_card_tells_what_it_is() {
     assert!(!text.contains("base_model") && !text.contains("\nlicense: none"), "{text}");
     let plain = card(&crate::case(), "builtin");
     assert!(plain.starts_with("---\nlibrary_name: transformers\n"), "{plain}");
+}
+
+/// An adapter stands beside the model, is read again as it was, and goes with the next export.
+#[test]
+fn an_adapter_beside_the_model() {
+    let mut case = case();
+    let adapter = Adapter { rank: 3, alpha: 6.0, targets: vec![Target::Q, Target::V, Target::Down] };
+    case.student.adapt(adapter.clone(), &case.model.spec, 5).unwrap();
+    let dir = TempDir::new().unwrap();
+    let to = dir.path().join("model");
+    let exported = case.plain(&to);
+    assert!(exported.files.iter().any(|file| file.name == "adapter/adapter_model.safetensors"));
+    let (read, tensors) = read_adapter(&to.join("adapter"), &case.model.spec).unwrap();
+    assert_eq!(read, adapter);
+    assert_eq!(tensors.len(), 2 * 3 * case.model.spec.layers);
+    for (name, tensor) in &tensors {
+        assert_eq!(largest(tensor, &case.student.tensors[name]), 0.0, "{name}");
+    }
+    let config = json_of(&to.join("adapter/adapter_config.json"));
+    assert_eq!(config["target_modules"], json!(["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]));
+
+    let copied = dir.path().join("copied");
+    copy(&to, &copied, &mut Silent).unwrap();
+    let from = |folder: &Path| fs::read(folder.join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(from(&copied), from(&to));
+    case.student.merge(&mut case.model).unwrap();
+    case.plain(&to);
+    assert!(!to.join("adapter").exists(), "an earlier adapter is not left beside another model");
+    says(read_adapter(&to.join("adapter"), &case.model.spec), "cannot be read");
+    says(copy(dir.path(), &copied, &mut Silent), "no converted model");
 }

@@ -18,7 +18,7 @@ use subquad::Error;
 use subquad::arch::Spec;
 use subquad::checkpoint::{Builtin, Checkpoint, Location, Writer, load_tensors};
 use subquad::evaluate::report::{Control, Report, Score};
-use subquad::export::{ExportOptions, Exported, TOKENIZER, compare, export};
+use subquad::export::{ExportOptions, Exported, TOKENIZER, compare, copy, export, read_adapter};
 use subquad::mixer::{Combine, Window};
 use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
 use subquad::progress::{Progress, Silent, Unit, interrupt};

@@ -1,6 +1,6 @@
 """Adapters that this crate writes in PEFT: of every layout of projections, and of a run, which goes on from one.
 
-    python adapters.py CASES PROGRAM
+python adapters.py CASES PROGRAM
 """
 
 import json
@@ -28,7 +28,11 @@ def written(folder, failures):
     failures.close(f"{folder.name}: adapted", adapted(ids).logits, logits)
     failures.close(f"{folder.name}: merged", adapted.merge_and_unload()(ids).logits, logits)
     names = set(load_file(folder / "model/adapter/adapter_model.safetensors"))
-    ours = {n.replace(".default.", ".") for n, _ in PeftModel.from_pretrained(load(folder / "model"), folder / "model/adapter").named_parameters() if "lora_" in n}
+    ours = {
+        n.replace(".default.", ".")
+        for n, _ in PeftModel.from_pretrained(load(folder / "model"), folder / "model/adapter").named_parameters()
+        if "lora_" in n
+    }
     failures.true(f"{folder.name}: names {names ^ ours}", names == ours)
 
 
@@ -57,7 +61,7 @@ dtype = "f32"
 
 @torch.no_grad()
 def of_a_run(program, failures):
-    """`export --adapter` of a run is its model; a stage of another run goes on from it, and from what PEFT has saved."""
+    """`export --adapter` of a run is its model; a stage of another run goes on from it, and from what PEFT saved."""
 
     def run(*arguments, fails=False):
         done = subprocess.run([program, *arguments], capture_output=True, text=True, cwd=to)
@@ -97,7 +101,9 @@ def of_a_run(program, failures):
         save_file(renamed, to / "saved/adapter_model.safetensors")
         (to / "name.toml").write_text(RECIPE.replace("MORE", ', from = "saved"'))
         failures.true("name", "w_proj" in run("convert", "name.toml", "--out", "name", fails=True))
-        failures.true("gguf", "softmax attention" in run("export", "first", "--to", "x", "--format", "gguf", fails=True))
+        failures.true(
+            "gguf", "softmax attention" in run("export", "first", "--to", "x", "--format", "gguf", fails=True)
+        )
         failures.true("fla", "window of 16 keys" in run("export", "first", "--to", "x", "--format", "fla", fails=True))
 
 

@@ -1,6 +1,6 @@
 """Exported folders in transformers: what cases.rs wrote is loaded, and held to what this crate computed.
 
-    python check.py CASES PROGRAM [NAME ...]     every case whose name begins with one of these; all without names
+python check.py CASES PROGRAM [NAME ...]     every case whose name begins with one of these; all without names
 """
 
 import sys
@@ -68,7 +68,7 @@ def parity(folder, failures):
     # A norm of outputs that are nearly nothing turns rounding into more than the tolerance: so it does here then.
     tolerance = max(TOLERANCE, 4 * expected["noise"].item())
     failures.true(f"{name}: our own noise is {expected['noise'].item():.1e}", tolerance < 1e-3)
-    failures.loose += tolerance > TOLERANCE
+    failures.loose += int(tolerance > TOLERANCE)
     failures.close(f"{name}: logits", model(ids).logits, logits, tolerance)
 
     cut = min(40, ids.shape[1] // 2)
@@ -106,8 +106,10 @@ def main():
             parity(folder, failures)
         except Exception as error:  # the next case may be fine
             failures.true(f"{folder.name}: {type(error).__name__}: {error}", False)
-    print(f"transformers {transformers.__version__}: {len(folders)} folders, {failures.checks} checks, ", end="")
-    print(f"largest difference {failures.worst:.1e} ({failures.loose} folders with noise of their own), {len(failures.messages)} wrong, {time.time() - began:.0f} s")
+    version, seconds = f"transformers {transformers.__version__}", time.time() - began
+    loose = f"{failures.loose} folders with more noise of their own than that"
+    counts = f"{len(folders)} folders, {failures.checks} checks, largest difference {failures.worst:.1e} ({loose})"
+    print(f"{version}: {counts}, {len(failures.messages)} wrong, {seconds:.0f} s")
     if not folders or failures.messages:
         sys.exit(1)
 

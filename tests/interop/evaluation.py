@@ -16,9 +16,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a
-big dog with a red ball. The dog was very happy, and it ran to her. Lily threw the ball, and the dog brought it back. They
-played all day until the sun went down. Then her mom called her, and Lily said goodbye to her new friend."""
+TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw
+a big dog with a red ball. The dog was very happy, and it ran to her. Lily threw the ball, and the dog brought it back.
+They played all day until the sun went down. Then her mom called her, and Lily said goodbye to her new friend."""
 TASK = """task: one_text
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
@@ -44,8 +44,17 @@ def main():
         (to / "one_text.yaml").write_text(TASK.format(data=to / "data.jsonl"))
         for name in ("mixer-hedgehog-joint", "mixer-gated-deltanet"):
             folder = cases / name / "model"
-            tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(text, add_special_tokens=False).input_ids)
-            model = HFLM(pretrained=str(folder), trust_remote_code=True, dtype="float32", device="cpu", batch_size=2, add_bos_token=False)
+            tokens = len(
+                AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(text, add_special_tokens=False).input_ids
+            )
+            model = HFLM(
+                pretrained=str(folder),
+                trust_remote_code=True,
+                dtype="float32",
+                device="cpu",
+                batch_size=2,
+                add_bos_token=False,
+            )
             manager = TaskManager(include_path=str(to), include_defaults=False)
             results = lm_eval.simple_evaluate(model, tasks=["one_text"], task_manager=manager)["results"]["one_text"]
             # Of the whole text but its first token, "Once"; ours is one window.

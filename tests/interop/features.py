@@ -145,7 +145,10 @@ def peft(folder, failures):
         adapted.save_pretrained(to)
         again = PeftModel.from_pretrained(load(folder / "model"), to).eval()
         failures.close(f"{folder.name}: adapter loaded", again(ids).logits, want, 1e-6)
-        failures.true(f"{folder.name}: the mixer was trained", any("mixer" in n for n in load_file(f"{to}/adapter_model.safetensors")))
+        failures.true(
+            f"{folder.name}: the mixer was trained",
+            any("mixer" in n for n in load_file(f"{to}/adapter_model.safetensors")),
+        )
 
 
 def main():
@@ -165,9 +168,7 @@ def main():
         saving(folder, load(folder / "model"), failures)
         peft(folder, failures)
     contract(cases / "mixer-hedgehog-joint", failures)
-    half = AutoModelForCausalLM.from_pretrained(
-        cases / "mixer-gla/model", trust_remote_code=True, dtype=torch.bfloat16
-    )
+    half = AutoModelForCausalLM.from_pretrained(cases / "mixer-gla/model", trust_remote_code=True, dtype=torch.bfloat16)
     kinds = {tensor.dtype for name, tensor in half.named_parameters() if ".mixer." in name}
     failures.true(f"mixers stay f32 in a bf16 model: {kinds}", kinds == {torch.float32})
     failures.true("bf16 logits", half(torch.tensor([[1, 2, 3]])).logits.isfinite().all().item())

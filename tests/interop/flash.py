@@ -1,6 +1,7 @@
-"""`export --format fla` in flash-linear-attention's own model, on the CPU: its Triton kernels are replaced by the
-package's references, or by what they compute. `python flash.py CASES PROGRAM`"""
+"""flash-linear-attention on the CPU, its Triton kernels replaced by the package's references or by what they compute:
+`export --format fla` in its own model, and its kernels in ours, called as on a GPU. `python flash.py CASES PROGRAM`"""
 
+import inspect
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from check import Failures, quiet
+from check import Failures, load, quiet
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,12 @@ import fla  # noqa: E402, registers its models
 import fla.layers.gla as layer  # noqa: E402
 import fla.modules.mlp as mlp  # noqa: E402
 from fla.modules.convolution import ShortConvolution  # noqa: E402
+from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: E402
+from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule  # noqa: E402
+from fla.ops.gla import chunk_gla  # noqa: E402
 from fla.ops.gla.naive import naive_recurrent_gla  # noqa: E402
+from fla.ops.simple_gla import chunk_simple_gla  # noqa: E402
+from fla.ops.simple_gla.naive import naive_recurrent_simple_gla  # noqa: E402
 
 
 def gla(q, k, v, gk=None, g=None, initial_state=None, output_final_state=False, **_):
@@ -33,6 +39,42 @@ def convolution(self, x, **_):
 
 def rms_norm(self, x):
     return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight
+
+
+def called(kernel, reference, calls):
+    """`reference` under the signature of `kernel`."""
+
+    def call(*arguments, **named):
+        bound = inspect.signature(kernel).bind(*arguments, **named).arguments
+        q, k, v, scale = bound["q"], bound["k"], bound["v"], bound["scale"]
+        calls.append(kernel.__name__)
+        names = {"g": "gk"} if reference is naive_recurrent_gla else {}
+        rest = {names.get(n, n): x for n, x in bound.items() if n not in ("q", "k", "v", "scale")}
+        if reference is naive_recurrent_simple_gla and rest.get("g") is None:
+            rest["g"] = torch.zeros(q.shape[:3])
+        # The references divide by sqrt K themselves.
+        return reference(q * scale * q.shape[-1] ** 0.5, k, v, **rest)
+
+    return call
+
+
+def in_ours(cases, failures):
+    """Our modelling file with these kernels: texts in two parts, so that states are handed over."""
+    calls = []
+    for name in ("mixer-gla", "mixer-simple-gla", "mixer-gated-deltanet", "mixer-based", "mixer-mlstm"):
+        expected = load_file(cases / name / "expected.safetensors")
+        model = load(cases / name / "model")
+        module = sys.modules[type(model).__module__]
+        module.fast = lambda x: True
+        module.chunk_gla = called(chunk_gla, naive_recurrent_gla, calls)
+        module.chunk_simple_gla = called(chunk_simple_gla, naive_recurrent_simple_gla, calls)
+        module.chunk_gated_delta_rule = called(chunk_gated_delta_rule, naive_recurrent_gated_delta_rule, calls)
+        ids = expected["ids"].long()
+        first = model(ids[:, :40], use_cache=True)
+        second = model(ids[:, 40:], past_key_values=first.past_key_values)
+        got, tolerance = torch.cat([first.logits, second.logits], 1), max(1e-4, 4 * expected["noise"].item())
+        failures.close(f"{name}: with kernels", got, expected["logits"], tolerance)
+    failures.true(f"kernels {set(calls)}", len(set(calls)) == 3)
 
 
 @torch.no_grad()
@@ -54,8 +96,11 @@ def main():
             failures.true(f"{name}: {type(model)}", type(model).__module__.startswith("fla."))
             got = model(expected["ids"].long(), use_cache=False).logits
             failures.close(f"{name}: logits", got, expected["logits"])
+    in_ours(cases, failures)
     version = f"transformers {transformers.__version__}, flash-linear-attention {fla.__version__}"
-    print(f"{version}: {failures.checks} checks, largest difference {failures.worst:.1e}, {len(failures.messages)} wrong")
+    print(
+        f"{version}: {failures.checks} checks, largest difference {failures.worst:.1e}, {len(failures.messages)} wrong"
+    )
     if failures.messages:
         sys.exit(1)
 

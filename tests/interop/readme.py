@@ -23,7 +23,9 @@ def main():
     blocks = re.findall(r"```(sh|python)\n(.*?)```", section, re.DOTALL)
     failures, scope = Failures(), {}
     with tempfile.TemporaryDirectory() as to:
-        (Path(to) / "data.jsonl").write_text(json.dumps({"first": "Once", "rest": " upon a time there was a cat."}) + "\n")
+        (Path(to) / "data.jsonl").write_text(
+            json.dumps({"first": "Once", "rest": " upon a time there was a cat."}) + "\n"
+        )
         (Path(to) / "one_text.yaml").write_text(TASK.format(data=f"{to}/data.jsonl"))
         lm_eval = f"{sys.executable} -m lm_eval --include_path {to} --device cpu"
         scope["__name__"] = "readme"
@@ -40,7 +42,9 @@ def main():
     gradients = [p.grad for name, p in scope["fresh"].named_parameters() if p.requires_grad]
     failures.true("gradients of adapter and mixer", len(gradients) > 0 and all(g is not None for g in gradients))
     failures.true("an adapter", any("lora_A" in name for name, _ in scope["tuned"].named_parameters()))
-    print(f"transformers {transformers.__version__}: {len(blocks)} blocks of the README, {len(failures.messages)} wrong")
+    print(
+        f"transformers {transformers.__version__}: {len(blocks)} blocks of the README, {len(failures.messages)} wrong"
+    )
     if failures.messages:
         sys.exit(1)
 

@@ -38,6 +38,12 @@ try:
 except Exception:  # not installed, or not for this machine: the operators below do the same
     FLA = False
 
+
+def fast(x):
+    """Whether flash-linear-attention's kernels take this tensor."""
+    return FLA and x.is_cuda
+
+
 # ------------------------------------------------------------------------------------------------------------ Operators
 
 CHUNK = 64
@@ -92,7 +98,7 @@ def decayed_scores(x, y, rows, columns, strict):
 
 
 def recurrence(q, k, v, g=None, erase=None, bonus=None, state=None):
-    """S_t = diag(e^g_t) S_{t-1} + b_t (a_t^T S) + k_t v_t^T,  o_t = q_t^T S_t: o [B, T, H, V] and the state [B, H, K, V].
+    """S_t = diag(e^g_t) S_{t-1} + b_t (a_t^T S) + k_t v_t^T,  o_t = q_t^T S_t: o [B, T, H, V], state [B, H, K, V].
 
     q, k, a, b [B, T, H, K]; v [B, T, H, V]; log decays g [B, T, H, 1 or K] or None; erase = (a, b, after): a meets the
     state after its decay (the delta rule) or before (diagonal plus low rank); with a bonus u [H, K] a token reads
@@ -102,7 +108,7 @@ def recurrence(q, k, v, g=None, erase=None, bonus=None, state=None):
         state = q.new_zeros(q.shape[0], q.shape[2], k.shape[3], v.shape[3])
     if q.shape[1] == 1:
         return step(q, k, v, g, erase, bonus, state)
-    if FLA and q.is_cuda and bonus is None and erase is None:
+    if fast(q) and bonus is None and erase is None:
         arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
         if g is not None and g.shape[-1] > 1:
             return chunk_gla(q, k, v, g, **arguments)
@@ -203,8 +209,8 @@ def value_gated(q, k, v, g, state=None):
 
 
 def stabilise(forget, write, maximum):
-    """The running maximum m_t = max(lf_t + m_{t-1}, i_t) of an exponential gate: log decays lf_t + m_{t-1} - m_t, weights
-    e^(i_t - m_t), and m. `forget`, `write` [B, T, H, 1], `maximum` [B, H] before."""
+    """The running maximum m_t = max(lf_t + m_{t-1}, i_t) of an exponential gate: log decays lf_t + m_{t-1} - m_t,
+    weights e^(i_t - m_t), and m. `forget`, `write` [B, T, H, 1], `maximum` [B, H] before."""
     kind = torch.float32 if forget.device.type == "mps" else torch.float64
     forget, write, maximum = forget.to(kind), write.to(kind), maximum.to(kind)[:, None, :, None]
     total = forget.cumsum(1)
@@ -315,7 +321,7 @@ class Carry:
         k, v, beta = repeat(k, heads), repeat(v, heads), self.seen(beta)
         g = None if g is None else self.seen(g)
         state = self.get(name)
-        if FLA and q.is_cuda and q.shape[1] > 1 and g is not None and g.shape[-1] == 1:
+        if fast(q) and q.shape[1] > 1 and g is not None and g.shape[-1] == 1:
             arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
             o, state = chunk_gated_delta_rule(q, k, v, g=g.squeeze(-1), beta=beta.squeeze(-1), **arguments)
         else:
@@ -369,8 +375,8 @@ class Carry:
         return torch.cat([before.unsqueeze(1), x[:, :-1]], 1)
 
     def keys(self, name, size, sinks=0, **columns):
-        """Key columns, `size` past ones first, and their positions (-1: none there); leaves the last `size` for the next
-        call. The first `sinks` tokens of the text are kept besides."""
+        """Key columns, `size` past ones first, and their positions (-1: none there); leaves the last `size` for the
+        next call. The first `sinks` tokens of the text are kept besides."""
         joined = SimpleNamespace(sink_k=None, sink_v=None)
         first = next(iter(columns.values()))
         position = self.position if self.mask is None else self.position.masked_fill(~self.mask, -1)
@@ -415,8 +421,8 @@ class Carry:
 
 
 class Heads:
-    """What a layer gives its mixer: its normalised input x [B, T, D], q [B, T, H, K], k and v [B, T, G, K], all f32; q and
-    k after the teacher's rotary positions as `rotated`; sizes and depth of the layer."""
+    """What a layer gives its mixer: its normalised input x [B, T, D], q [B, T, H, K], k and v [B, T, G, K], all f32; q
+    and k after the teacher's rotary positions as `rotated`; sizes and depth of the layer."""
 
     def __init__(self, x, q, k, v, turn, layer, layers, scale, cap):
         self.x, self.q, self.k, self.v, self.turn = x, q, k, v, turn
@@ -443,8 +449,8 @@ def scaled(x, p):
 
 
 # --------------------------------------------------------------------------------------------------------------- Mixers
-# A mixer is a function of heads `h`, its tensors `p`, its options `o` and `carry`; it gives [B, T, H, V]. A kernel is one
-# of features; its class below adds normaliser and window.
+# A mixer is a function of heads `h`, its tensors `p`, its options `o` and `carry`; it gives [B, T, H, V]. A kernel is a
+# pair of feature maps, to which `kernel` adds normaliser and window.
 
 MIXERS = {}
 
@@ -471,8 +477,9 @@ def kernel(*names, eps, unit=False, rotary=lambda o: True):
     """Registers feature maps, `function(side, x, h, p, o)` of q or k -> [B, T, H, F], under a normaliser:
     o_t = phi(q_t)^T S_t / (phi(q_t).z_t + eps).
 
-    Under a joint normaliser the window's keys are its own, and a key enters S and z when it leaves the window: the linear
-    branch reads keys `size` columns late. Features that are shares of one (`unit`) let the window weigh at most 1.
+    Under a joint normaliser the window's keys are its own, and a key enters S and z when it leaves the window: the
+    linear branch reads keys `size` columns late. Features that are shares of one (`unit`) let the window weigh at most
+    1.
     """
 
     def register(function):
@@ -627,7 +634,7 @@ def cosformer(h, p, o, carry):
 
 @mixer("transnormer")
 def transnormer(h, p, o, carry):
-    """Softmax in blocks in the first half of the layers; srms(phi(q)^T sum phi(k) v^T), phi = elu + 1, in the second."""
+    """Softmax in blocks in the first half of the layers; in the second srms(phi(q)^T sum phi(k) v^T), phi = elu + 1."""
     q, k = h.rotated
     if 2 * h.layer < h.layers:
         keys = carry.keys("block", o["block"], k=k, v=h.v)
@@ -1020,7 +1027,7 @@ class Spec:
         return template.replace("{}", str(layer))
 
     def stored(self, templates, layer=0):
-        """Modules of the templates: path -> the tensors of its module, {"weight": (parts, shapes, arrangement), ...}."""
+        """Modules of the templates: path -> its tensors, {"weight": (parts, shapes, arrangement), ...}."""
         modules = {}
         for template in templates:
             shapes = [self.shape(layer, part) for part in template["parts"]]
@@ -1416,7 +1423,9 @@ class SubquadPreTrainedModel(PreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = StateCache(spec.layers)
         if past_key_values is not None and not isinstance(past_key_values, StateCache):
-            raise ValueError(f"this model keeps states: its cache is a StateCache, not a {type(past_key_values).__name__}")
+            raise ValueError(
+                f"this model keeps states: its cache is a StateCache, not a {type(past_key_values).__name__}"
+            )
         layers = [None] * spec.layers if past_key_values is None else past_key_values.layers
         call = self.place_tokens(x, attention_mask, position_ids, layers[0])
         if spec.positions is not None:
