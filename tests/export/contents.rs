@@ -166,6 +166,8 @@ fn the_card_tells_what_it_is() {
     ] {
         assert!(text.contains(part), "`{part}` is not in\n{text}");
     }
+    case.student.conversion.teacher = "someone/a-model@refs/pr/1".into();
+    assert!(card(&case, "revision").starts_with("---\nbase_model: someone/a-model\n"));
     // A path that looks like a Hub id, a builtin, and a name that would break the front matter.
     case.student.conversion.teacher = teacher.path().file_name().unwrap().to_str().unwrap().into();
     assert!(!card(&case, "path").contains("base_model"));
