@@ -1384,6 +1384,9 @@ class SubquadPreTrainedModel(PreTrainedModel):
             place(self, block_path(spec, layer), Block(config, spec, layer))
         if head and spec.tied:
             self._tied_weights_keys = {f"{self.outer['head']}.weight": f"{self.outer['embed']}.weight"}
+        if not any(config.subquad_tensors["kinds"]):
+            # transformers 4 refuses names of modules without tensors.
+            self._keep_in_fp32_modules = self._keep_in_fp32_modules_strict = None
         self.post_init()
 
     @torch.no_grad()
