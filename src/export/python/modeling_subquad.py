@@ -1513,6 +1513,7 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         return_dict=None,
         logits_to_keep=0,
+        token_type_ids=None,  # tokenizers of transformers 4 add them, and a decoder has no use for them
         **kwargs,
     ):
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
