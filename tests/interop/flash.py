@@ -22,8 +22,14 @@ import fla.modules.mlp as mlp  # noqa: E402
 from fla.modules.convolution import ShortConvolution  # noqa: E402
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: E402
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule  # noqa: E402
+from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule  # noqa: E402
+from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence  # noqa: E402
 from fla.ops.gla import chunk_gla  # noqa: E402
 from fla.ops.gla.naive import naive_recurrent_gla  # noqa: E402
+from fla.ops.kda import chunk_kda  # noqa: E402
+from fla.ops.kda.naive import naive_recurrent_kda  # noqa: E402
+from fla.ops.rwkv6 import chunk_rwkv6  # noqa: E402
+from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6  # noqa: E402
 from fla.ops.simple_gla import chunk_simple_gla  # noqa: E402
 from fla.ops.simple_gla.naive import naive_recurrent_simple_gla  # noqa: E402
 
@@ -41,19 +47,39 @@ def rms_norm(self, x):
     return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight
 
 
-def called(kernel, reference, calls):
-    """`reference` under the signature of `kernel`."""
+def heads_first(reference, *names):
+    """A reference of the layout [B, H, T, K], its arguments under other names."""
+
+    def call(q, k, v, initial_state, output_final_state, **rest):
+        rest = {n: x if x.dim() == 2 else x.transpose(1, 2) for n, x in rest.items()}
+        tokens = (x.transpose(1, 2) for x in (q, k, v))
+        o, state = reference(*tokens, *(rest[n] for n in names), initial_state=initial_state, output_final_state=True)
+        return o.transpose(1, 2), state
+
+    return call
+
+
+REFERENCES = {
+    chunk_gla: lambda q, k, v, g, **rest: naive_recurrent_gla(q, k, v, gk=g, **rest),
+    chunk_simple_gla: lambda q, k, v, g, **rest: naive_recurrent_simple_gla(
+        q, k, v, g=torch.zeros(q.shape[:3]) if g is None else g, **rest
+    ),
+    chunk_gated_delta_rule: naive_recurrent_gated_delta_rule,
+    chunk_kda: naive_recurrent_kda,
+    chunk_rwkv6: heads_first(naive_recurrent_rwkv6, "w", "u"),
+    chunk_dplr_delta_rule: heads_first(dplr_recurrence, "a", "b", "gk"),
+}
+
+
+def called(kernel, calls):
+    """The reference of `kernel` under its signature."""
 
     def call(*arguments, **named):
         bound = inspect.signature(kernel).bind(*arguments, **named).arguments
-        q, k, v, scale = bound["q"], bound["k"], bound["v"], bound["scale"]
         calls.append(kernel.__name__)
-        names = {"g": "gk"} if reference is naive_recurrent_gla else {}
-        rest = {names.get(n, n): x for n, x in bound.items() if n not in ("q", "k", "v", "scale")}
-        if reference is naive_recurrent_simple_gla and rest.get("g") is None:
-            rest["g"] = torch.zeros(q.shape[:3])
+        q, scale = bound.pop("r" if kernel is chunk_rwkv6 else "q"), bound.pop("scale")
         # The references divide by sqrt K themselves.
-        return reference(q * scale * q.shape[-1] ** 0.5, k, v, **rest)
+        return REFERENCES[kernel](q * scale * q.shape[-1] ** 0.5, **bound)
 
     return call
 
@@ -61,20 +87,21 @@ def called(kernel, reference, calls):
 def in_ours(cases, failures):
     """Our modelling file with these kernels: texts in two parts, so that states are handed over."""
     calls = []
-    for name in ("mixer-gla", "mixer-simple-gla", "mixer-gated-deltanet", "mixer-based", "mixer-mlstm"):
+    for mixer in ("gla", "simple-gla", "deltanet", "gated-deltanet", "kda", "based", "mlstm", "rwkv6", "rwkv7", "titans"):
+        name = f"mixer-{mixer}"
         expected = load_file(cases / name / "expected.safetensors")
         model = load(cases / name / "model")
         module = sys.modules[type(model).__module__]
-        module.fast = lambda x: True
-        module.chunk_gla = called(chunk_gla, naive_recurrent_gla, calls)
-        module.chunk_simple_gla = called(chunk_simple_gla, naive_recurrent_simple_gla, calls)
-        module.chunk_gated_delta_rule = called(chunk_gated_delta_rule, naive_recurrent_gated_delta_rule, calls)
+        module.fast = lambda x: x.shape[1] > 1
+        for kernel in REFERENCES:
+            setattr(module, kernel.__name__, called(kernel, calls))
         ids = expected["ids"].long()
         first = model(ids[:, :40], use_cache=True)
         second = model(ids[:, 40:], past_key_values=first.past_key_values)
         got, tolerance = torch.cat([first.logits, second.logits], 1), max(1e-4, 4 * expected["noise"].item())
         failures.close(f"{name}: with kernels", got, expected["logits"], tolerance)
-    failures.true(f"kernels {set(calls)}", len(set(calls)) == 3)
+        failures.true(f"{name}: kernels agree, {module.AGREED}", module.AGREED and all(module.AGREED.values()))
+    failures.true(f"kernels {set(calls)}", len(set(calls)) == len(REFERENCES))
 
 
 @torch.no_grad()

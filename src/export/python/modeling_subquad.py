@@ -3,6 +3,7 @@
 It needs torch and transformers alone. Where flash-linear-attention is installed, its kernels serve on a GPU.
 
     Operators    recurrences, chunked for many tokens and step by step for one; local softmax attention
+    Kernels      the recurrences by flash-linear-attention
     Carry        the operators with what each of them carries from call to call
     Window       the softmax window beside a mixer
     Mixers       one function each, under its name in MIXERS
@@ -24,6 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from .configuration_subquad import SubquadConfig
 
@@ -31,17 +33,17 @@ try:
     if not torch.cuda.is_available():
         raise ImportError("its kernels need a GPU")
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
     from fla.ops.gla import chunk_gla
+    from fla.ops.kda import chunk_kda
+    from fla.ops.rwkv6 import chunk_rwkv6
     from fla.ops.simple_gla import chunk_simple_gla
 
     FLA = True
 except Exception:  # not installed, or not for this machine: the operators below do the same
     FLA = False
 
-
-def fast(x):
-    """Whether flash-linear-attention's kernels take this tensor."""
-    return FLA and x.is_cuda
+logger = logging.get_logger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------ Operators
@@ -108,12 +110,25 @@ def recurrence(q, k, v, g=None, erase=None, bonus=None, state=None):
         state = q.new_zeros(q.shape[0], q.shape[2], k.shape[3], v.shape[3])
     if q.shape[1] == 1:
         return step(q, k, v, g, erase, bonus, state)
-    if fast(q) and bonus is None and erase is None:
-        arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
-        if g is not None and g.shape[-1] > 1:
-            return chunk_gla(q, k, v, g, **arguments)
-        return chunk_simple_gla(q, k, v, g=None if g is None else g.squeeze(-1), **arguments)
+    if fast(q) and (erase is None or not erase[2]):
+        a, b, _ = erase or (None, None, False)
+        return fastest(by_kernel, by_chunks, q, k, v, g, a, b, bonus, state)
     return chunked(q, k, v, g, erase, bonus, state)
+
+
+def delta_rule(q, k, v, beta, g=None, state=None):
+    """S~ = e^g S_{t-1},  S_t = S~ + beta k (v - S~^T k)^T,  o_t = q_t^T S_t: what is written is what is erased.
+
+    beta [B, T, H, 1], g [B, T, H, 1 or K] or None.
+    """
+    if fast(q):
+        return fastest(delta_by_kernel, delta_by_chunks, q, k, v, beta, g, state)
+    return delta_by_chunks(q, k, v, beta, g, state)
+
+
+def delta_by_chunks(q, k, v, beta, g, state):
+    write = beta * k
+    return recurrence(q, write, v, g, erase=(k, -write, True), state=state)
 
 
 def step(q, k, v, g, erase, bonus, state):
@@ -269,6 +284,87 @@ def local_attention(q, keys, size, scale, cap=None, block=False):
     return num.flatten(1, 2)[:, :t], den.flatten(1, 2)[:, :t]
 
 
+# -------------------------------------------------------------------------------------------------------------- Kernels
+
+# Whether a kernel agreed with its operator, by widths and whether gradients were wanted.
+AGREED = {}
+SAMPLE = 2 * CHUNK - 1  # tokens that they agree about
+
+
+def fast(x):
+    """Whether kernels are asked for x [B, T, ...]: many tokens at once on a GPU."""
+    return FLA and x.is_cuda and x.shape[1] > 1
+
+
+def fastest(kernel, operator, *tensors):
+    """`kernel(*tensors)` where it does to a sample of them what `operator` does, else `operator(*tensors)`.
+
+    Kernels do not compile for every width, and under some versions of Triton some refuse or are wrong.
+    """
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    key = (kernel, gradients, *(None if x is None else x.shape[-1] for x in tensors))
+    if key not in AGREED:
+        AGREED[key] = agree(kernel, operator, tensors, gradients)
+    return (kernel if AGREED[key] else operator)(*tensors)
+
+
+@torch.compiler.disable
+def agree(kernel, operator, tensors, gradients):
+    """Whether outputs, states and, if asked, gradients are the same but for the rounding of TF32."""
+    tokens = tensors[0].shape[1]
+
+    def sample(x):
+        if x is None or x.dim() == 2:
+            return x
+        return x[:1, :SAMPLE] if x.shape[1] == tokens else x[:1]
+
+    def results(function):
+        arguments = [None if x is None else sample(x).detach().clone().requires_grad_(gradients) for x in tensors]
+        found = list(function(*arguments))
+        if gradients:
+            # Squares give every output another weight.
+            loss = sum(x.square().sum() for x in found)
+            found += torch.autograd.grad(loss, [x for x in arguments if x is not None])
+        return found
+
+    why = "its results are others"
+    try:
+        # What is saved for these gradients is none of a gradient checkpoint's.
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            pairs = zip(results(kernel), results(operator))
+        if all((x - y).norm() <= 1e-2 * y.norm() for x, y in pairs):
+            return True
+    except Exception as error:  # the compiler's, or a kernel's own refusal
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+    widths = f"keys of {tensors[1].shape[-1]} and values of {tensors[2].shape[-1]}"
+    logger.warning(f"a kernel of flash-linear-attention is not used for {widths}, torch code instead: {why}")
+    return False
+
+
+def by_chunks(q, k, v, g, a, b, bonus, state):
+    return chunked(q, k, v, g, None if a is None else (a, b, False), bonus, state)
+
+
+def by_kernel(q, k, v, g, a, b, bonus, state):
+    """The recurrence where it erases before it decays, or not at all."""
+    named = {"scale": 1.0, "initial_state": state, "output_final_state": True}
+    if a is not None:
+        return chunk_dplr_delta_rule(q, k, v, a, b, g.expand_as(k), **named)
+    if bonus is not None:
+        return chunk_rwkv6(q, k, v, g, bonus, **named)
+    if g is not None and g.shape[-1] > 1:
+        return chunk_gla(q, k, v, g, **named)
+    return chunk_simple_gla(q, k, v, g=None if g is None else g.squeeze(-1), **named)
+
+
+def delta_by_kernel(q, k, v, beta, g, state):
+    beta = beta.squeeze(-1)
+    named = {"beta": beta, "scale": 1.0, "initial_state": state, "output_final_state": True}
+    if g is not None and g.shape[-1] > 1:
+        return chunk_kda(q, k, v, g, **named)
+    return chunk_gated_delta_rule(q, k, v, g=torch.zeros_like(beta) if g is None else g.squeeze(-1), **named)
+
+
 # ---------------------------------------------------------------------------------------------------------------- Carry
 
 
@@ -316,17 +412,10 @@ class Carry:
         return o
 
     def delta(self, name, q, k, v, beta, g=None):
-        """The delta rule: S~ = e^g S_{t-1}, S_t = S~ + beta k (v - S~^T k)^T."""
         heads = q.shape[2]
         k, v, beta = repeat(k, heads), repeat(v, heads), self.seen(beta)
         g = None if g is None else self.seen(g)
-        state = self.get(name)
-        if fast(q) and q.shape[1] > 1 and g is not None and g.shape[-1] == 1:
-            arguments = {"scale": 1.0, "initial_state": state, "output_final_state": True}
-            o, state = chunk_gated_delta_rule(q, k, v, g=g.squeeze(-1), beta=beta.squeeze(-1), **arguments)
-        else:
-            write = beta * k
-            o, state = recurrence(q, write, v, g, erase=(k, -write, True), state=state)
+        o, state = delta_rule(q, k, v, beta, g, self.get(name))
         self.put(name, state)
         return o
 
