@@ -37,7 +37,26 @@ impl Fault {
         let body = response.text().await.unwrap_or_default();
         let in_body =
             || Some(serde_json::from_str::<serde_json::Value>(&body).ok()?.get("error")?.as_str()?.to_string());
-        Fault::Answer { status, code, words: message.or_else(in_body).unwrap_or_default(), wait }
+        // As stores of large files speak.
+        let in_xml = || Some(body.split_once("<Message>")?.1.split_once("</Message>")?.0.to_string());
+        Fault::Answer { status, code, words: message.or_else(in_body).or_else(in_xml).unwrap_or_default(), wait }
+    }
+
+    /// The same where the store of large files said it, which knows of no models and no tokens.
+    pub fn of_store(self, id: &HubId, name: &str, session: &Session) -> Fault {
+        match self {
+            Fault::Answer { status, words, .. } => {
+                let what = format!(
+                    "the Hub's store of large files answers `{name}` with status {status}{}; nothing was committed",
+                    said(&words, session)
+                );
+                let hint = "run the same command again: it sends only what is missing; if it stays so, see whether your \
+                            token may write there, the clock of this machine is right, and no proxy stands between";
+                Fault::Ours(Error::hub(id, what, hint))
+            }
+            Fault::Network(what) => Fault::Network(format!("`{name}` could not be sent: {what}")),
+            other => other,
+        }
     }
 
     /// How long to wait before it is worth asking again; `None`: it never is. `usual` is the wait where the Hub names none.
@@ -84,10 +103,7 @@ impl Fault {
             Fault::Answer { status, code, words, wait } => (status, code, words, wait),
         };
         let page = format!("{}/{}{}", session.endpoint, prefix(kind), id.repository());
-        let said = match words.is_empty() {
-            true => String::new(),
-            false => format!(" (it says: {})", session.clean(&words).chars().take(MOST_WORDS).collect::<String>()),
-        };
+        let said = said(&words, session);
         let login = "log in with `hf auth login`, or set HF_TOKEN";
         let (what, hint) = match (status, code.as_str(), session.token.is_some()) {
             (401 | 403, "GatedRepo", false) => (
@@ -146,6 +162,14 @@ impl Fault {
             _ => (format!("the Hub answers with status {status}{said}"), format!("see {page}")),
         };
         Error::hub(id, what, hint)
+    }
+}
+
+/// The Hub's own words, for a message.
+fn said(words: &str, session: &Session) -> String {
+    match words.is_empty() {
+        true => String::new(),
+        false => format!(" (it says: {})", session.clean(words).chars().take(MOST_WORDS).collect::<String>()),
     }
 }
 

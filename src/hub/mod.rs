@@ -2,7 +2,7 @@
 //!
 //! Files come over plain HTTP with ranges, so that a download that was cut goes on where it ended; each is compared with
 //! the checksum that the Hub names before it gets its name in the cache. Only what is needed is fetched: never weights in
-//! other formats, and for `plan` and `inspect` nothing of the weights but their headers. `hf-hub` does the uploads.
+//! other formats, and for `plan` and `inspect` nothing of the weights but their headers. `push` says what goes up how.
 //!
 //! Without the feature `hub` the same functions say that this build cannot.
 
@@ -11,9 +11,13 @@ mod cache;
 #[cfg(feature = "hub")]
 mod choice;
 #[cfg(feature = "hub")]
+mod commit;
+#[cfg(feature = "hub")]
 mod fault;
 #[cfg(feature = "hub")]
 mod fetch;
+#[cfg(feature = "hub")]
+mod lfs;
 #[cfg(feature = "hub")]
 mod listing;
 #[cfg(feature = "hub")]
@@ -149,10 +153,14 @@ impl PushPlan {
         self.files.iter().filter(|file| file.change != Change::Keep)
     }
 
+    /// Files that would be sent.
+    pub fn sent(&self) -> impl Iterator<Item = &PushFile> {
+        self.files.iter().filter(|file| matches!(file.change, Change::Add | Change::Replace))
+    }
+
     /// Bytes that would be sent.
     pub fn bytes(&self) -> u64 {
-        let sent = |file: &&PushFile| matches!(file.change, Change::Add | Change::Replace);
-        self.files.iter().filter(sent).map(|file| file.bytes).sum()
+        self.sent().map(|file| file.bytes).sum()
     }
 }
 

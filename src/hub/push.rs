@@ -9,19 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hf_hub::RepoTypeModel;
 use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::CommitOperation;
-use serde_json::json;
 
+use super::commit;
 use super::fault::Fault;
 use super::fetch::Sum;
+use super::lfs::{Object, Store};
 use super::listing::{Entry, Kind, Listing};
 use super::session::Session;
 use super::{Change, PushFile, PushPlan, is_offline};
 use crate::checkpoint::{Checkpoint, HubId, INDEX, Location};
 use crate::progress::{Progress, Unit};
 use crate::{Error, Result};
-
-/// Most bytes that go inside a commit. What is larger needs a Hub that takes it by Xet.
-const MOST_INLINE: u64 = 256 << 20;
 
 pub(super) fn compare(folder: &Path, id: &HubId, public: bool, progress: &mut dyn Progress) -> Result<PushPlan> {
     // Only models are pushed; this checks every header.
@@ -95,28 +93,28 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
         session.repeated(create).map_err(explain)?;
         progress.say(&format!("{}: created, {}", plan.repository, if plan.public { "public" } else { "private" }));
     }
-    require_way(plan, &id, session)?;
     // A commit on another parent is refused: none is made twice, and none over what others sent meanwhile.
     let parent = match &plan.parent {
         Some(parent) => parent.clone(),
         None => Listing::ask(&id, Kind::Model, session).map_err(explain)?.commit,
     };
-
-    let operations = plan.changes().map(|file| match file.change {
-        Change::Remove => CommitOperation::delete(&file.name),
-        _ => CommitOperation::add_file(&file.name, plan.folder.join(&file.name)),
-    });
-    let operations: Vec<CommitOperation> = operations.collect();
     let sent = Arc::new(AtomicU64::new(0));
+    let store = Store { id: &id, session, sent: sent.clone() };
+    let way = prepare(plan, &store, &parent, message, progress)?;
     let model = client.model(&id.owner, &id.name);
-    progress.begin(&format!("upload to {}", plan.repository), 0, plan.bytes(), Unit::Bytes);
     let mut wait = std::time::Duration::from_millis(500);
     let mut attempts = 0;
     let commit = loop {
-        let handler = Sent(sent.clone());
-        let request = model.create_commit().operations(operations.clone()).commit_message(message);
-        let request = request.parent_commit(&parent).progress(handler);
-        let work = async { Ok::<_, Fault>(request.send().await?) };
+        let work = async {
+            match &way {
+                Way::Xet(operations) => {
+                    let request = model.create_commit().operations(operations.clone()).commit_message(message);
+                    let request = request.parent_commit(&parent).progress(Sent(sent.clone()));
+                    Ok::<_, Fault>(request.send().await?.commit_oid)
+                }
+                Way::Lines(lines) => commit::send(lines, &plan.repository, session).await,
+            }
+        };
         let fault = match session.run(work, &mut || progress.advance(sent.load(Ordering::Relaxed), "")) {
             Ok(commit) => break commit,
             Err(fault) => fault,
@@ -126,8 +124,7 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
         if attempts > 1 && matches!(&fault, Fault::Answer { status: 409 | 412, .. }) {
             let now = compare(&plan.folder, &id, plan.public, &mut crate::progress::Silent)?;
             if now.changes().next().is_none() {
-                progress.end("");
-                return Ok(Some(address(session, &plan.repository, now.parent.as_deref())));
+                break now.parent;
             }
         }
         let Some(pause) = fault.wait(wait).filter(|_| attempts < 5) else { return Err(explain(fault)) };
@@ -135,8 +132,50 @@ pub(super) fn push(plan: &PushPlan, message: &str, progress: &mut dyn Progress) 
         wait *= 2;
     };
     progress.advance(plan.bytes(), "");
-    progress.end(&format!("{} files", operations.len()));
-    Ok(Some(address(session, &plan.repository, commit.commit_oid.as_deref())))
+    progress.end(&format!("{} files", plan.changes().count()));
+    Ok(Some(address(session, &plan.repository, commit.as_deref())))
+}
+
+/// How a commit is made.
+///
+/// `hf-hub` sends large files by Xet, which leaves out what the Hub has of them already: of a converted model that is most,
+/// its teacher's weights. A Hub without Xet would get them inside `hf-hub`'s commit, whole in memory; so there they go by
+/// LFS before it, and the commit names them.
+enum Way {
+    Xet(Vec<CommitOperation>),
+    Lines(String),
+}
+
+/// Does what comes before the commit.
+fn prepare(
+    plan: &PushPlan,
+    store: &Store<'_>,
+    parent: &str,
+    message: &str,
+    progress: &mut dyn Progress,
+) -> Result<Way> {
+    let explain = |fault: Fault| fault.explain(store.id, Kind::Model.word(), store.session);
+    let large = commit::large(plan, store.id, store.session).map_err(explain)?;
+    progress.begin(&format!("upload to {}", plan.repository), 0, plan.bytes(), Unit::Bytes);
+    // Each is read for its checksum when its turn comes.
+    let large = plan.sent().filter(|file| large.contains(file.name.as_str()));
+    let mut large = large.map(|file| Object::read(&plan.folder, &file.name, file.bytes)).peekable();
+    if let Some(Ok(first)) = large.peek()
+        && store.takes_xet(first).map_err(explain)?
+    {
+        let operations = plan.changes().map(|file| match file.change {
+            Change::Remove => CommitOperation::delete(&file.name),
+            _ => CommitOperation::add_file(&file.name, plan.folder.join(&file.name)),
+        });
+        return Ok(Way::Xet(operations.collect()));
+    }
+    let mut there = vec![];
+    while let Some(object) = large.next().transpose()? {
+        store.send(&object, progress).map_err(explain)?;
+        there.push(object);
+        progress.advance(store.sent.load(Ordering::Relaxed), "checksum of the next file");
+    }
+    Ok(Way::Lines(commit::lines(plan, &there, parent, message)?))
 }
 
 fn session(id: &HubId) -> Result<&'static Session> {
@@ -169,31 +208,6 @@ fn names(folder: &Path) -> Result<Vec<(String, u64)>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Refuses what `hf-hub` would put into memory whole: it sends large files by Xet, or else inside the commit.
-fn require_way(plan: &PushPlan, id: &HubId, session: &Session) -> Result<()> {
-    if plan.bytes() <= MOST_INLINE {
-        return Ok(());
-    }
-    let largest = plan.changes().filter(|file| file.change != Change::Remove).max_by_key(|file| file.bytes);
-    let Some(largest) = largest else { return Ok(()) };
-    let sum = Sum::read(&plan.folder.join(&largest.name), true, largest.bytes)?;
-    let object = json!({ "oid": sum, "size": largest.bytes });
-    let body = json!({
-        "operation": "upload", "transfers": ["basic", "multipart", "xet"], "objects": [object],
-        "hash_algo": "sha256", "ref": { "name": "main" },
-    });
-    let path = format!("{}.git/info/lfs/objects/batch", plan.repository);
-    let answer = session.post(&path, &body).map_err(|fault| fault.explain(id, Kind::Model.word(), session))?;
-    match answer.get("transfer").and_then(|transfer| transfer.as_str()) {
-        Some("xet") => Ok(()),
-        _ => Err(Error::hub(
-            id,
-            format!("this Hub does not take large files by Xet, and {} bytes are too many for a commit", plan.bytes()),
-            format!("send the folder with `hf upload {} {}`", plan.repository, plan.folder.display()),
-        )),
-    }
 }
 
 /// Counts what was sent; called from other threads.

@@ -4,10 +4,12 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LINK, RANGE};
-use reqwest::{Client, Response};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RANGE};
+use reqwest::redirect::Policy;
+use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
@@ -24,8 +26,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Between two looks at whether the user wants to stop.
 const TICK: Duration = Duration::from_millis(200);
 const CONNECT: Duration = Duration::from_secs(20);
-/// A connection on which nothing comes for so long is broken.
+/// A connection on which nothing moves for so long is broken.
 const SILENCE: Duration = Duration::from_secs(60);
+/// A Hub may be busy for so long with what was sent to it: a commit, or a file to be put together.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Entries of a listing that are read; repositories have thousands at most.
 const MOST_ENTRIES: usize = 200_000;
 
@@ -38,6 +42,8 @@ pub(super) struct Session {
     pub token: Option<String>,
     pub cache: PathBuf,
     client: Client,
+    /// The client that sends: silence while bytes go out is no fault.
+    sender: Client,
     runtime: Runtime,
 }
 
@@ -64,13 +70,19 @@ impl Session {
         }
         let broken = |e: &dyn std::fmt::Display| Error::Internal(format!("no client for the Hub: {e}"));
         let agent = concat!("subquad/", env!("CARGO_PKG_VERSION"));
-        let client = Client::builder().user_agent(agent).connect_timeout(CONNECT).read_timeout(SILENCE);
+        let client = || Client::builder().user_agent(agent).connect_timeout(CONNECT);
+        // What turns a request that sends into one that reads: its success would say nothing.
+        let redirect = Policy::custom(|attempt| match attempt.status().as_u16() {
+            301..=303 => attempt.stop(),
+            _ => Policy::default().redirect(attempt),
+        });
         let runtime = Builder::new_current_thread().enable_all().build().map_err(|e| broken(&e))?;
         Ok(Session {
             endpoint,
             token: token(),
             cache: hf_hub::resolve_cache_dir(),
-            client: client.build().map_err(|e| broken(&e))?,
+            client: client().read_timeout(SILENCE).build().map_err(|e| broken(&e))?,
+            sender: client().redirect(redirect).build().map_err(|e| broken(&e))?,
             runtime,
         })
     }
@@ -101,14 +113,43 @@ impl Session {
 
     /// The JSON answer to JSON that is sent to an address below the endpoint.
     pub fn post(&self, path: &str, body: &Value) -> std::result::Result<Value, Fault> {
+        self.repeated(|| self.submit(path, "application/json", body.to_string()))
+    }
+
+    /// One attempt at it, with text of any kind.
+    pub async fn submit(&self, path: &str, media: &str, body: String) -> std::result::Result<Value, Fault> {
         let address = format!("{}/{path}", self.endpoint);
-        self.repeated(|| async {
-            let response = self.client.post(&address).headers(self.headers()).json(body).send().await?;
-            match response.status().is_success() {
-                true => Ok(response.json().await?),
-                false => Err(Fault::of(response).await),
+        Ok(self.deliver(&address, self.headers(), media, body).await?.json().await?)
+    }
+
+    /// Sends text to any address, with these headers alone.
+    pub async fn deliver(
+        &self,
+        address: &str,
+        headers: HeaderMap,
+        media: &str,
+        body: String,
+    ) -> std::result::Result<Response, Fault> {
+        let request = self.sender.post(address).headers(headers).header(CONTENT_TYPE, media);
+        success(request.body(body).timeout(PATIENCE).send().await?).await
+    }
+
+    /// A request that puts contents at any address; see [`Session::sent`].
+    pub fn put(&self, address: &str) -> RequestBuilder {
+        self.sender.put(address)
+    }
+
+    /// Waits for the answer to a request as long as `moved` grows, which counts what has gone out.
+    pub async fn sent(&self, request: RequestBuilder, moved: &AtomicU64) -> std::result::Result<Response, Fault> {
+        let mut work = pin!(request.send());
+        loop {
+            let before = moved.load(Ordering::Relaxed);
+            match timeout(SILENCE, &mut work).await {
+                Ok(response) => return success(response?).await,
+                Err(_) if moved.load(Ordering::Relaxed) > before => {}
+                Err(_) => return Err(Fault::Network(format!("nothing moved for {} s", SILENCE.as_secs()))),
             }
-        })
+        }
     }
 
     /// All entries of a listing that comes in pages.
@@ -148,11 +189,20 @@ impl Session {
     /// Runs a request to its end, again while that may help.
     pub fn repeated<T, F: Future<Output = std::result::Result<T, Fault>>>(
         &self,
+        request: impl FnMut() -> F,
+    ) -> std::result::Result<T, Fault> {
+        self.watched(request, &mut || {})
+    }
+
+    /// The same; `tick` is called from time to time.
+    pub fn watched<T, F: Future<Output = std::result::Result<T, Fault>>>(
+        &self,
         mut request: impl FnMut() -> F,
+        tick: &mut dyn FnMut(),
     ) -> std::result::Result<T, Fault> {
         let mut usual = FIRST_WAIT;
         for _ in 1..ATTEMPTS {
-            let fault = match self.run(request(), &mut || {}) {
+            let fault = match self.run(request(), tick) {
                 Ok(value) => return Ok(value),
                 Err(fault) => fault,
             };
@@ -161,7 +211,7 @@ impl Session {
             self.sleep(wait)?;
             usual *= 2;
         }
-        self.run(request(), &mut || {})
+        self.run(request(), tick)
     }
 
     /// Waits, unless the user wants to stop.
@@ -193,17 +243,15 @@ impl Session {
 
     /// A JSON page, and the address of the next.
     async fn page(&self, address: String) -> std::result::Result<(Value, Option<String>), Fault> {
-        let response = self.client.get(address).headers(self.headers()).send().await?;
-        if !response.status().is_success() {
-            return Err(Fault::of(response).await);
-        }
+        let response = success(self.client.get(address).headers(self.headers()).send().await?).await?;
         let next = response.headers().get(LINK).and_then(|link| link.to_str().ok()).and_then(next_page);
         let bytes = response.bytes().await?;
         let value = serde_json::from_slice(&bytes).map_err(|e| Fault::Nonsense(format!("no JSON: {e}")))?;
         Ok((value, next))
     }
 
-    fn headers(&self) -> HeaderMap {
+    /// The token as the Hub wants it, for addresses below the endpoint.
+    pub fn headers(&self) -> HeaderMap {
         let bearer = self.token.as_ref().and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
         let mut headers = HeaderMap::new();
         if let Some(mut bearer) = bearer {
@@ -212,6 +260,13 @@ impl Session {
             headers.insert(AUTHORIZATION, bearer);
         }
         headers
+    }
+}
+
+async fn success(response: Response) -> std::result::Result<Response, Fault> {
+    match response.status().is_success() {
+        true => Ok(response),
+        false => Err(Fault::of(response).await),
     }
 }
 

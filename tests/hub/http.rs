@@ -13,9 +13,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// `None` when the client has gone.
-    pub fn read(stream: &TcpStream) -> Option<Request> {
-        let mut reader = BufReader::new(stream);
+    /// All but the body; `None` when the client has gone.
+    pub fn head(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
         let mut line = String::new();
         reader.read_line(&mut line).ok().filter(|&n| n > 0)?;
         let mut words = line.split_whitespace();
@@ -28,8 +27,12 @@ impl Request {
             headers.push((name.to_ascii_lowercase(), value.trim().to_string()));
         }
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let mut request = Request { method, path: decoded(path), query: query.to_string(), headers, body: vec![] };
-        if request.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+        Some(Request { method, path: decoded(path), query: query.to_string(), headers, body: vec![] })
+    }
+
+    /// With its body.
+    pub fn whole(mut self, reader: &mut BufReader<&TcpStream>) -> Option<Request> {
+        if self.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
             loop {
                 let mut size = String::new();
                 reader.read_line(&mut size).ok()?;
@@ -39,13 +42,13 @@ impl Request {
                 if size == 0 {
                     break;
                 }
-                request.body.extend_from_slice(&chunk[..size]);
+                self.body.extend_from_slice(&chunk[..size]);
             }
-        } else if let Some(length) = request.header("content-length").and_then(|value| value.parse().ok()) {
-            request.body = vec![0; length];
-            reader.read_exact(&mut request.body).ok()?;
+        } else if let Some(length) = self.header("content-length").and_then(|value| value.parse().ok()) {
+            self.body = vec![0; length];
+            reader.read_exact(&mut self.body).ok()?;
         }
-        Some(request)
+        Some(self)
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

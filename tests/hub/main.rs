@@ -4,6 +4,7 @@ mod pulls;
 mod pushes;
 mod refusals;
 mod server;
+mod uploads;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,14 @@ impl User {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_subquad"));
-        command.args(arguments).current_dir(self.home.path()).stdin(Stdio::null());
+        command.args(arguments);
+        self.surroundings(&mut command);
+        command
+    }
+
+    /// The user's home and Hub around a program, and nothing of ours.
+    pub fn surroundings(&self, command: &mut Command) {
+        command.current_dir(self.home.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars() {
             if name.starts_with("HF_") || name.starts_with("HUGGINGFACE_") || name.ends_with("_proxy") {
                 command.env_remove(name);
@@ -56,7 +64,6 @@ impl User {
         if let Some(token) = self.token {
             command.env("HF_TOKEN", token);
         }
-        command
     }
 
     /// Runs the program. Whatever happens, no token shows, and nothing in the cache is half a file.

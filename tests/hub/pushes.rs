@@ -7,14 +7,14 @@ use serde_json::Value;
 use super::server::{How, Hub};
 use super::{User, files, hub};
 
-const REPO: &str = "me/stories-linear";
+pub const REPO: &str = "me/stories-linear";
 
-fn push<'a>(more: &[&'a str]) -> Vec<&'a str> {
+pub fn push<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&["push", "model", "--repo", REPO][..], more].concat()
 }
 
 /// A folder `model` in the user's home.
-fn model(user: &User) {
+pub fn model(user: &User) {
     fs::create_dir_all(user.path("model/checkpoints")).unwrap();
     files("assets/stories260K")
         .iter()
@@ -23,7 +23,7 @@ fn model(user: &User) {
     fs::write(user.path("model/checkpoints/x"), "nor this").unwrap();
 }
 
-fn commits(hub: &Hub) -> Vec<(String, Vec<String>)> {
+pub fn commits(hub: &Hub) -> Vec<(String, Vec<String>)> {
     let state = hub.state();
     let Some(repository) = state.repositories.get(&("models".into(), REPO.into())) else { return vec![] };
     repository.commits.iter().map(|(_, message, tree)| (message.clone(), tree.keys().cloned().collect())).collect()

@@ -4,8 +4,11 @@
 
 #[path = "http.rs"]
 pub mod http;
+#[path = "store.rs"]
+mod store;
 
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -38,6 +41,10 @@ pub enum How {
     Stall(usize),
     /// One byte of the body is another.
     Corrupt,
+    /// The connection ends before the request has come whole.
+    Hangup,
+    /// What was asked is done, and the connection ends without a word.
+    Lost,
 }
 
 #[derive(Clone)]
@@ -93,6 +100,8 @@ pub struct Asked {
     pub path: String,
     pub range: Option<String>,
     pub token: bool,
+    /// Whether the header came that the store has asked for.
+    pub signed: bool,
 }
 
 #[derive(Default)]
@@ -101,6 +110,16 @@ pub struct State {
     pub repositories: BTreeMap<(String, String), Repository>,
     /// Large contents by checksum.
     pub large: BTreeMap<String, Arc<Vec<u8>>>,
+    /// Large files longer than this come in parts of it.
+    pub part: Option<usize>,
+    /// Whether large files go by Xet for those who speak it; there is no such store here.
+    pub xet: bool,
+    /// Parts that came, by checksum of the whole.
+    pub parts: BTreeMap<String, BTreeMap<usize, Vec<u8>>>,
+    /// Checksums of the uploads that were verified.
+    pub verified: Vec<String>,
+    /// A name that `.gitignore` has.
+    pub ignored: Option<&'static str>,
     pub faults: Vec<Fault>,
     pub log: Vec<Asked>,
 }
@@ -156,7 +175,9 @@ impl Hub {
     }
 
     fn serve(&self, mut stream: TcpStream) {
-        let Some(request) = Request::read(&stream) else { return };
+        let inner = stream.try_clone().unwrap();
+        let mut reader = BufReader::new(&inner);
+        let Some(request) = Request::head(&mut reader) else { return };
         let fault = {
             let mut state = self.state();
             state.log.push(Asked {
@@ -164,6 +185,7 @@ impl Hub {
                 path: request.path.clone(),
                 range: request.header("range").map(String::from),
                 token: request.header("authorization").is_some(),
+                signed: request.header("x-signed").is_some(),
             });
             let fits = |fault: &&mut Fault| {
                 fault.times > 0 && fault.method == request.method && request.path.contains(fault.part)
@@ -173,8 +195,13 @@ impl Hub {
                 fault.how.clone()
             })
         };
+        if matches!(fault, Some(How::Hangup)) {
+            return;
+        }
+        let Some(request) = request.whole(&mut reader) else { return };
         let head_only = request.method == "HEAD";
         match fault {
+            Some(How::Lost | How::Hangup) => drop(self.answer(&request)),
             Some(How::Status(status, code, words, headers)) => {
                 let response = Response::error(status, code, words);
                 let response = headers.iter().fold(response, |response, (name, value)| response.with(name, value));
@@ -196,22 +223,22 @@ impl Hub {
     }
 
     fn answer(&self, request: &Request) -> Response {
+        let parts: Vec<&str> = request.path.trim_matches('/').split('/').collect();
+        if parts[0] == "lfs" {
+            return self.store(request, &parts[1..]);
+        }
         let writes = match request.header("authorization") {
             None => false,
             Some(value) if value == format!("Bearer {TOKEN}") => true,
             Some(_) => return Response::error(401, "", "Invalid credentials in Authorization header"),
         };
-        let parts: Vec<&str> = request.path.trim_matches('/').split('/').collect();
         match (request.method.as_str(), &parts[..]) {
             ("POST", ["api", "validate-yaml"]) => Response::json(json!({ "errors": [], "warnings": [] })),
             ("GET", ["api", "whoami-v2"]) if writes => {
                 Response::json(json!({ "name": "me", "type": "user", "orgs": [] }))
             }
-            ("POST" | "PUT", _) if !writes && parts[0] != "lfs" => {
-                Response::error(401, "", "Invalid username or password.")
-            }
+            ("POST" | "PUT", _) if !writes => Response::error(401, "", "Invalid username or password."),
             ("POST", ["api", "repos", "create"]) => self.create(&body(request)),
-            ("PUT", ["lfs", oid]) => self.upload(oid, &request.body),
             ("GET" | "HEAD", ["cdn", oid]) => match self.state().large.get(*oid) {
                 Some(bytes) => contents(request, bytes).with("etag", format!("\"{oid}\"")),
                 None => Response::error(404, "", "no such object"),
@@ -222,6 +249,7 @@ impl Hub {
             ("POST", ["datasets", owner, name, "info", "lfs", "objects", "batch"]) => {
                 self.batch(request, self.repository("datasets", owner, name.trim_end_matches(".git"), writes))
             }
+            ("POST", [.., "info", "lfs", "verify"]) => self.verify(&body(request)),
             (_, ["api", kind @ ("models" | "datasets"), owner, name, rest @ ..]) => {
                 match self.repository(kind, owner, name, writes) {
                     Some(key) => self.of_repository(request, &key, rest),
@@ -257,30 +285,6 @@ impl Hub {
         repository.commit("initial commit", Tree::from([(".gitattributes".into(), attributes)]));
         state.repositories.insert((kind, id.clone()), repository);
         Response::json(json!({ "url": url, "name": id }))
-    }
-
-    fn batch(&self, request: &Request, repository: Option<(String, String)>) -> Response {
-        if repository.is_none() {
-            return absent(true);
-        }
-        let objects = body(request)["objects"].as_array().unwrap().clone().into_iter().map(|object| {
-            let oid = object["oid"].as_str().unwrap();
-            let action = json!({ "upload": { "href": format!("{}/lfs/{oid}", self.address), "header": {} } });
-            match self.state().large.contains_key(oid) {
-                true => object.clone(),
-                false => json!({ "oid": oid, "size": object["size"], "actions": action }),
-            }
-        });
-        let objects: Vec<Value> = objects.collect();
-        Response::json(json!({ "transfer": "basic", "objects": objects }))
-    }
-
-    fn upload(&self, oid: &str, bytes: &[u8]) -> Response {
-        if hex(&Sha256::digest(bytes)) != oid {
-            return Response::error(400, "", "wrong checksum");
-        }
-        self.state().large.insert(oid.into(), Arc::new(bytes.to_vec()));
-        Response::new(200, "")
     }
 
     fn of_repository(&self, request: &Request, key: &(String, String), rest: &[&str]) -> Response {
@@ -324,7 +328,8 @@ impl Hub {
                 let files = body["files"].as_array().unwrap().iter().map(|file| {
                     let (path, size) = (file["path"].as_str().unwrap(), file["size"].as_u64().unwrap() as usize);
                     let mode = if is_large(path, size) { "lfs" } else { "regular" };
-                    json!({ "path": path, "uploadMode": mode, "shouldIgnore": false, "oid": null })
+                    let ignored = self.state().ignored == Some(path);
+                    json!({ "path": path, "uploadMode": mode, "shouldIgnore": ignored, "oid": null })
                 });
                 Response::json(json!({ "files": files.collect::<Vec<_>>() }))
             }
