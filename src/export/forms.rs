@@ -1,5 +1,6 @@
 //! Forms of a converted model other than its own folder, and why a model has none in them.
 
+use super::fla_layers::Form;
 use crate::arch::Spec;
 use crate::model::Conversion;
 
@@ -21,14 +22,7 @@ pub fn without_fla(spec: &Spec, conversion: &Conversion) -> Vec<String> {
     if !plain {
         reasons.push(format!("the body of a `{}` is not that of its blocks", spec.family));
     }
-    let flag = |name: &str| conversion.options.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
-    let gate = flag("output_gate").then(|| "its output gate has a bias: train with `output_gate = false`".to_string());
     match conversion.mixer.as_str() {
-        "gla" => reasons.extend(gate),
-        "deltanet" | "gated-deltanet" | "kda" | "delta-product" => {
-            reasons.push("the bias of beta, which sets how much is written, has no place in its layer".into());
-            reasons.extend(gate);
-        }
         "simple-gla" => reasons.push("the package registers no model with this layer".into()),
         "retention" => reasons.push("its decays are fixed, and here each head has a time-scale".into()),
         "hgrn2" => {
@@ -43,7 +37,10 @@ pub fn without_fla(spec: &Spec, conversion: &Conversion) -> Vec<String> {
             reasons.push("its maps take q and k after rotary positions, which its layers do not have".into());
         }
         "liger-gla" | "liger-hgrn2" | "liger-gsa" => reasons.push("its gates are made of the keys".into()),
-        other => reasons.push(format!("the package has no model with the layer of `{other}`")),
+        other => match Form::of(other) {
+            Some(form) => reasons.extend(form.misfits(spec, conversion)),
+            None => reasons.push(format!("the package has no model with the layer of `{other}`")),
+        },
     }
     reasons
 }

@@ -9,6 +9,7 @@ mod config;
 mod copy;
 mod files;
 mod fla;
+mod fla_layers;
 mod forms;
 mod parity;
 mod place;

@@ -4,19 +4,18 @@ use super::parts::{gate, gate_tensors};
 use super::{Bound, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Options, Per, Site};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::broadcast::{mul, scale};
+use crate::ops::broadcast::{add, mul, scale};
+use crate::ops::linear::linear;
 use crate::ops::map::{Map, map};
 use crate::ops::norm::l2_norm;
 
 /// A decay of 0.99 a token at the start, e^A softplus(b) = 0.01: in the range that the papers draw from.
 const LOG_A: f32 = 0.0;
 pub const DT_BIAS: f32 = -4.600_166;
-/// sigmoid(0) = 1/2
-const BETA_BIAS: f32 = 0.0;
 /// flash-linear-attention's l2norm.
 const EPS: f64 = 1e-6;
 
-/// The option that doubles beta; [`reach`] reads it.
+/// The option that doubles beta.
 pub const NEGATIVE_EIGENVALUES: OptionSpec = OptionSpec {
     name: "negative_eigenvalues",
     kind: OptionKind::Flag,
@@ -24,33 +23,69 @@ pub const NEGATIVE_EIGENVALUES: OptionSpec = OptionSpec {
     help: "double beta, so that a state can be reflected (arXiv 2411.12537)",
 };
 
-/// Beta of 0.05 to 0.95, times two where doubled.
-pub const BETA_KNOB: Knob =
-    Knob { tensor: "beta_bias", per: Per::Head, values: &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0], how: How::Set };
+/// The option that leaves out beta's bias.
+pub const BETA_BIAS: OptionSpec = OptionSpec {
+    name: "beta_bias",
+    kind: OptionKind::Flag,
+    default: "true",
+    help: "add a bias to W_b x; without one, flash-linear-attention's own layer holds this mixer (`export --format fla`)",
+};
 
 /// Decays of 0.5 to 0.9998 a token.
 pub const DECAY_KNOB: Knob =
     Knob { tensor: "dt_bias", per: Per::Head, values: &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5], how: How::Set };
-
-/// The largest beta.
-pub fn reach(options: &Options) -> f32 {
-    if options.flag(NEGATIVE_EIGENVALUES.name) { 2.0 } else { 1.0 }
-}
 
 /// q / |q| sqrt K and k / |k|.
 pub fn unit_vectors(q: &Var, k: &Var, width: usize) -> Result<(Var, Var)> {
     Ok((scale(&l2_norm(q, EPS)?, 1.0 / (width as f32).sqrt(), 0.0)?, l2_norm(k, EPS)?))
 }
 
-/// Those of [`beta`].
-pub fn beta_tensors(site: &Site) -> [NewTensor; 2] {
-    gate_tensors("beta_weight", "beta_bias", site, site.heads, BETA_BIAS)
+/// How much of a value is written: r sigmoid(W_b x + b), one per head and write.
+pub struct Beta {
+    /// The largest, r.
+    reach: f32,
+    biased: bool,
 }
 
-/// beta [B, T, H, 1], at most `reach`.
-pub fn beta(heads: &Heads, bound: &Bound, states: usize, reach: f32) -> Result<Var> {
-    let logits = gate(heads, bound, "beta_weight", "beta_bias", states)?;
-    scale(&map(&logits, Map::Sigmoid)?, reach, 0.0)
+impl Beta {
+    /// Of 0.05 to 0.95, times two where doubled.
+    pub const USUAL: &'static [f32] = &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
+    /// The names of the weight and bias.
+    pub const NAMES: [&'static str; 2] = ["beta_weight", "beta_bias"];
+
+    /// By [`NEGATIVE_EIGENVALUES`] and [`BETA_BIAS`].
+    pub fn new(options: &Options) -> Beta {
+        let reach = if options.flag(NEGATIVE_EIGENVALUES.name) { 2.0 } else { 1.0 };
+        Beta { reach, biased: options.flag(BETA_BIAS.name) }
+    }
+
+    /// Those of `n` logits, the bias starting at `start`.
+    pub fn tensors(&self, [weight, bias]: [&'static str; 2], site: &Site, n: usize, start: f32) -> Vec<NewTensor> {
+        let all = gate_tensors(weight, bias, site, n, start);
+        all.into_iter().take(if self.biased { 2 } else { 1 }).collect()
+    }
+
+    /// [B, T, n]
+    pub fn logits(&self, [weight, bias]: [&str; 2], heads: &Heads, bound: &Bound) -> Result<Var> {
+        let logits = linear(heads.input()?, bound.get(weight)?)?;
+        if self.biased { add(&logits, bound.get(bias)?) } else { Ok(logits) }
+    }
+
+    /// beta of logits.
+    pub fn of(&self, logits: &Var) -> Result<Var> {
+        scale(&map(logits, Map::Sigmoid)?, self.reach, 0.0)
+    }
+
+    /// beta [B, T, H, 1] of one write a token.
+    pub fn run(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
+        let logits = self.logits(Self::NAMES, heads, bound)?;
+        let (b, t, h) = logits.value().dims3()?;
+        self.of(&logits.reshape(&[b, t, h, 1])?)
+    }
+
+    pub fn knob(&self, values: &'static [f32]) -> Option<Knob> {
+        self.biased.then_some(Knob { tensor: Self::NAMES[1], per: Per::Head, values, how: How::Set })
+    }
 }
 
 /// A, one per head.

@@ -5,19 +5,18 @@
 //! teacher's k and v; the others have projections and convolutions of their own. No RoPE.
 
 use super::carry::Carry;
-use super::delta_parts as delta;
-use super::parts::{Convolutions, Finish, gate, gate_tensors};
+use super::delta_parts::{self as delta, Beta};
+use super::parts::{Convolutions, Finish, gate_tensors};
 use super::recurrent::{self, Recurrent};
 use super::{Bound, Combine, Heads, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::broadcast::scale;
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::shape::{concat_last, pick_micro_step, place_micro_step};
 
 /// Writes after the first start small: their keys are random and their values zero, so that all they do is forget.
 const MORE_BETA_BIAS: f32 = -4.0;
+const MORE_BETA: [&str; 2] = ["more_beta_weight", "more_beta_bias"];
 
 pub const REGISTRATION: Registration = Registration {
     name: "delta-product",
@@ -39,6 +38,7 @@ pub const REGISTRATION: Registration = Registration {
                    paper's and flash-linear-attention's default)",
             ..delta::NEGATIVE_EIGENVALUES
         },
+        delta::BETA_BIAS,
         Convolutions::option("true"),
         Finish::GATE,
     ],
@@ -48,7 +48,7 @@ pub const REGISTRATION: Registration = Registration {
         let mixer = DeltaProduct {
             site,
             steps: options.integer("micro_steps", 2),
-            reach: delta::reach(options),
+            beta: Beta::new(options),
             convolutions: Convolutions::new(site, convolution),
             convolution,
             finish: Finish::new(site, options.flag("output_gate"), 1e-5),
@@ -61,8 +61,7 @@ struct DeltaProduct {
     site: Site,
     /// Writes a token.
     steps: usize,
-    /// Largest beta.
-    reach: f32,
+    beta: Beta,
     /// Those of q and of the first write.
     convolutions: Convolutions,
     /// Whether the other writes have theirs.
@@ -97,10 +96,10 @@ impl DeltaProduct {
     /// beta of all writes, [B, T n, H, 1].
     fn beta(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
         let (batch, tokens) = heads.size()?;
-        let first = gate(heads, bound, "beta_weight", "beta_bias", 1)?;
-        let more = gate(heads, bound, "more_beta_weight", "more_beta_bias", 1)?;
+        let first = self.beta.logits(Beta::NAMES, heads, bound)?;
+        let more = self.beta.logits(MORE_BETA, heads, bound)?;
         let logits = concat_last(&[&first, &more])?.reshape(&[batch, tokens * self.steps, self.site.heads, 1])?;
-        scale(&map(&logits, Map::Sigmoid)?, self.reach, 0.0)
+        self.beta.of(&logits)
     }
 }
 
@@ -115,8 +114,8 @@ impl Recurrent for DeltaProduct {
             NewTensor { name: "more_v_weight", shape: vec![more, model_width], initial: Initial::Constant(0.0) },
         ];
         all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, heads, delta::DT_BIAS));
-        all.extend(delta::beta_tensors(&self.site));
-        all.extend(gate_tensors("more_beta_weight", "more_beta_bias", &self.site, more_heads, MORE_BETA_BIAS));
+        all.extend(self.beta.tensors(Beta::NAMES, &self.site, heads, 0.0));
+        all.extend(self.beta.tensors(MORE_BETA, &self.site, more_heads, MORE_BETA_BIAS));
         all.extend(self.convolutions.tensors());
         if self.convolution {
             all.push(Convolutions::taps("more_k_convolution", more));
@@ -140,7 +139,7 @@ impl Recurrent for DeltaProduct {
     }
 
     fn knobs(&self) -> Vec<Knob> {
-        vec![delta::DECAY_KNOB, delta::BETA_KNOB]
+        std::iter::once(delta::DECAY_KNOB).chain(self.beta.knob(Beta::USUAL)).collect()
     }
 
     fn scale(&self) -> Scale {

@@ -11,12 +11,10 @@
 //! beta is doubled where negative eigenvalues are allowed (arXiv 2411.12537).
 
 use super::carry::Carry;
-use super::delta_parts as delta;
+use super::delta_parts::{self as delta, Beta};
 use super::parts::{Convolutions, Finish, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{
-    Bound, Combine, Heads, How, Knob, Mixer, NewTensor, OptionSpec, Options, Per, Registration, Scale, Site, Window,
-};
+use super::{Bound, Combine, Heads, Knob, Mixer, NewTensor, OptionSpec, Options, Registration, Scale, Site, Window};
 use crate::Result;
 use crate::ops::Var;
 
@@ -29,6 +27,7 @@ pub const DELTANET: Registration = Registration {
     seeding: "q, k and v through short convolutions; q and k at unit length",
     options: &[
         delta::NEGATIVE_EIGENVALUES,
+        delta::BETA_BIAS,
         Convolutions::option("true"),
         OptionSpec { default: "false", ..Finish::GATE },
     ],
@@ -43,7 +42,7 @@ pub const GATED: Registration = Registration {
     paper: "Gated DeltaNet (arXiv 2412.06464)",
     rope: false,
     seeding: "q, k and v through short convolutions; q and k at unit length",
-    options: &[delta::NEGATIVE_EIGENVALUES, Convolutions::option("true"), Finish::GATE],
+    options: &[delta::NEGATIVE_EIGENVALUES, delta::BETA_BIAS, Convolutions::option("true"), Finish::GATE],
     combine: &[Combine::Learned, Combine::Fixed],
     build: |options, site, window| build(true, options, site, window),
 };
@@ -52,7 +51,7 @@ fn build(decays: bool, options: &Options, site: Site, window: Option<Window>) ->
     let mixer = DeltaNet {
         site,
         decays,
-        reach: delta::reach(options),
+        beta: Beta::new(options),
         convolutions: Convolutions::new(site, options.flag("convolution")),
         finish: Finish::new(site, options.flag("output_gate"), 1e-5),
     };
@@ -62,8 +61,7 @@ fn build(decays: bool, options: &Options, site: Site, window: Option<Window>) ->
 struct DeltaNet {
     site: Site,
     decays: bool,
-    /// Largest beta.
-    reach: f32,
+    beta: Beta,
     convolutions: Convolutions,
     finish: Finish,
 }
@@ -75,7 +73,7 @@ impl Recurrent for DeltaNet {
             all.push(delta::log_rate(&self.site));
             all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, self.site.heads, delta::DT_BIAS));
         }
-        all.extend(delta::beta_tensors(&self.site));
+        all.extend(self.beta.tensors(Beta::NAMES, &self.site, self.site.heads, 0.0));
         all.extend(self.convolutions.tensors());
         all.extend(self.finish.tensors());
         all
@@ -89,18 +87,17 @@ impl Recurrent for DeltaNet {
             true => Some(delta::decay(&delta::step_size(heads, bound, "decay_weight", h)?, bound)?),
             false => None,
         };
-        let beta = delta::beta(heads, bound, h, self.reach)?;
+        let beta = self.beta.run(heads, bound)?;
         let o = carry.delta("s", (&q, &k, &v), &beta, decay.as_ref(), 1)?;
         self.finish.run(&o, heads, bound)
     }
 
     fn knobs(&self) -> Vec<Knob> {
         if self.decays {
-            return vec![delta::DECAY_KNOB, delta::BETA_KNOB];
+            return std::iter::once(delta::DECAY_KNOB).chain(self.beta.knob(Beta::USUAL)).collect();
         }
         // Without a decay, small writes are the only long average: beta of 0.001 to 0.95.
-        let values = &[-7.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0];
-        vec![Knob { tensor: "beta_bias", per: Per::Head, values, how: How::Set }]
+        self.beta.knob(&[-7.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0]).into_iter().collect()
     }
 
     fn scale(&self) -> Scale {

@@ -6,7 +6,7 @@
 //! g = -5 sigmoid(e^A (W2 W1 x + b_dt)), bounded below. No RoPE.
 
 use super::carry::Carry;
-use super::delta_parts as delta;
+use super::delta_parts::{self as delta, Beta};
 use super::parts::{Convolutions, Finish, low_rank_gate, low_rank_tensors};
 use super::recurrent::{self, Recurrent};
 use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
@@ -42,6 +42,7 @@ pub const REGISTRATION: Registration = Registration {
             help: "rank of the decay's and the output gate's projections (the paper's: the width of a head)",
         },
         delta::NEGATIVE_EIGENVALUES,
+        delta::BETA_BIAS,
         Convolutions::option("true"),
         OptionSpec {
             help: "multiply the normalised output by sigmoid(W2 W1 x + b), 1/2 at the start under a norm weight of 2",
@@ -55,7 +56,7 @@ pub const REGISTRATION: Registration = Registration {
             site,
             rank,
             safe: options.flag("safe_gate"),
-            reach: delta::reach(options),
+            beta: Beta::new(options),
             convolutions: Convolutions::new(site, options.flag("convolution")),
             finish: match options.flag("output_gate") {
                 true => Finish::low_rank(site, rank, 1e-5),
@@ -70,8 +71,7 @@ struct Kda {
     site: Site,
     rank: usize,
     safe: bool,
-    /// Largest beta.
-    reach: f32,
+    beta: Beta,
     convolutions: Convolutions,
     finish: Finish,
 }
@@ -94,17 +94,16 @@ impl Recurrent for Kda {
         let start = if self.safe { SAFE_BIAS } else { delta::DT_BIAS };
         let mut all = vec![delta::log_rate(&self.site)];
         all.extend(low_rank_tensors(GATE, &self.site, self.rank, heads * width, start));
-        all.extend(delta::beta_tensors(&self.site));
+        all.extend(self.beta.tensors(Beta::NAMES, &self.site, heads, 0.0));
         all.extend(self.convolutions.tensors());
         all.extend(self.finish.tensors());
         all
     }
 
     fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let Site { heads: h, width, .. } = self.site;
         let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
-        let (q, k) = delta::unit_vectors(&q, &k, width)?;
-        let beta = delta::beta(heads, bound, h, self.reach)?;
+        let (q, k) = delta::unit_vectors(&q, &k, self.site.width)?;
+        let beta = self.beta.run(heads, bound)?;
         let o = carry.delta("s", (&q, &k, &v), &beta, Some(&self.decay(heads, bound)?), 1)?;
         self.finish.run(&o, heads, bound)
     }
@@ -115,7 +114,7 @@ impl Recurrent for Kda {
             true => Knob { values: &[-1.83, -3.0, -4.0, -5.0, -6.2, -7.5, -10.1], ..delta::DECAY_KNOB },
             false => delta::DECAY_KNOB,
         };
-        vec![decay, delta::BETA_KNOB]
+        std::iter::once(decay).chain(self.beta.knob(Beta::USUAL)).collect()
     }
 
     fn scale(&self) -> Scale {

@@ -27,6 +27,13 @@ pub struct Conversion {
     pub softmax_layers: Vec<usize>,
 }
 
+impl Conversion {
+    /// An option of the mixer that is a flag; one that it does not have is off.
+    pub fn flag(&self, name: &str) -> bool {
+        self.options.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false)
+    }
+}
+
 /// The attention of a layer of the teacher.
 pub fn softmax(spec: &Spec, layer: usize) -> Softmax {
     Softmax::new(spec.site(layer)).within(spec.blocks[layer].window)

@@ -165,6 +165,18 @@ fn random(seed: u64, shape: &[usize], scale: f32) -> Done<Tensor> {
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
+/// Mixers as flash-linear-attention's own layers have them: names, mixers, options.
+const FLA: [(&str, &str, &str); 8] = [
+    ("gla", "gla", r#"{ "output_gate": false }"#),
+    ("gla-convolution", "gla", r#"{ "output_gate": false, "convolution": true }"#),
+    ("deltanet", "deltanet", r#"{ "beta_bias": false }"#),
+    ("gated-deltanet", "gated-deltanet", r#"{ "beta_bias": false, "output_gate": false }"#),
+    ("negative", "gated-deltanet", r#"{ "beta_bias": false, "output_gate": false, "negative_eigenvalues": true }"#),
+    ("delta-product", "delta-product", r#"{ "beta_bias": false, "output_gate": false, "micro_steps": 3 }"#),
+    ("kda", "kda", r#"{ "beta_bias": false }"#),
+    ("kda-safe", "kda", r#"{ "beta_bias": false, "safe_gate": true, "negative_eigenvalues": true }"#),
+];
+
 /// Every mixer alone and beside each kind of window that it takes, and every option at another value than its default.
 fn mixers(to: &Path) -> Done<()> {
     let teacher = Teacher::open("builtin:stories260K", &Location::resolve("builtin:stories260K", None)?)?;
@@ -185,9 +197,9 @@ fn mixers(to: &Path) -> Done<()> {
             Case { window: Some(joint), ..case(mixer) }.write(&format!("mixer-{mixer}-sinks"), &teacher, to)?;
         }
     }
-    for (name, convolution) in [("fla-gla", false), ("fla-gla-convolution", true)] {
-        let options = serde_json::json!({ "output_gate": false, "convolution": convolution });
-        Case { options, ..case("gla") }.write(name, &teacher, to)?;
+    for (name, mixer, options) in FLA {
+        let options = serde_json::from_str(options)?;
+        Case { options, ..case(mixer) }.write(&format!("fla-{name}"), &teacher, to)?;
     }
     for (mixer, options) in OPTIONS {
         let options: serde_json::Value = serde_json::from_str(options)?;

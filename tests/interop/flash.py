@@ -17,8 +17,13 @@ from transformers import AutoModelForCausalLM
 
 warnings.filterwarnings("ignore")
 import fla  # noqa: E402, registers its models
-import fla.layers.gla as layer  # noqa: E402
-import fla.modules.mlp as mlp  # noqa: E402
+import fla.layers.delta_net  # noqa: E402
+import fla.layers.gated_deltanet  # noqa: E402
+import fla.layers.gated_deltaproduct  # noqa: E402
+import fla.layers.gla  # noqa: E402
+import fla.layers.kda  # noqa: E402
+import fla.modules.mlp  # noqa: E402
+from fla.modules import FusedRMSNormGated, RMSNorm  # noqa: E402
 from fla.modules.convolution import ShortConvolution  # noqa: E402
 from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: E402
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule  # noqa: E402
@@ -34,17 +39,62 @@ from fla.ops.simple_gla import chunk_simple_gla  # noqa: E402
 from fla.ops.simple_gla.naive import naive_recurrent_simple_gla  # noqa: E402
 
 
+# What the kernels of its layers compute, by its references and their settings.
+
+
 def gla(q, k, v, gk=None, g=None, initial_state=None, output_final_state=False, **_):
     return naive_recurrent_gla(q, k, v, g if gk is None else gk, output_final_state=output_final_state)
 
 
-def convolution(self, x, **_):
-    y = F.conv1d(F.pad(x.transpose(1, 2), (self.kernel_size[0] - 1, 0)), self.weight, groups=x.shape[2])
+def delta(reference):
+    """The delta rule of a layer's projections."""
+
+    def call(q, k, v, beta, g=None, A_log=None, dt_bias=None, allow_neg_eigval=False, lower_bound=None, **named):
+        assert named["use_qk_l2norm_in_kernel"]
+        q, k = (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+        if named.get("use_beta_sigmoid_in_kernel"):
+            beta = beta.sigmoid() * (2 if allow_neg_eigval else 1)
+        if named.get("use_gate_in_kernel"):
+            rate = A_log.exp() if g.dim() == 3 else A_log.exp()[:, None]
+            logits = g + dt_bias.view(g.shape[2:])
+            g = -rate * F.softplus(logits) if lower_bound is None else lower_bound * (rate * logits).sigmoid()
+        g = torch.zeros_like(beta) if g is None else g
+        return reference(q, k, v, g=g, beta=beta)
+
+    return call
+
+
+def product(q, k, v, g, beta, num_householder, **named):
+    """Each token decays before its first write and is read after its last."""
+    n = num_householder
+    g = torch.stack([g, *[torch.zeros_like(g)] * (n - 1)], 2).flatten(1, 2)
+    q = torch.stack([*[torch.zeros_like(q)] * (n - 1), q], 2).flatten(1, 2)
+    o, state = delta(naive_recurrent_gated_delta_rule)(q, k, v, beta, g, **named)
+    return o[:, n - 1 :: n], state
+
+
+def depthwise(x, weight, **_):
+    y = F.conv1d(F.pad(x.transpose(1, 2), (weight.shape[-1] - 1, 0)), weight.view(x.shape[-1], 1, -1), groups=x.shape[2])
     return F.silu(y.transpose(1, 2)), None
 
 
 def rms_norm(self, x):
     return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight
+
+
+def in_layers():
+    """Puts them in their places."""
+    layers = fla.layers
+    layers.gla.chunk_gla = layers.gla.fused_recurrent_gla = gla
+    layers.delta_net.chunk_delta_rule = delta(naive_recurrent_gated_delta_rule)
+    layers.gated_deltanet.chunk_gated_delta_rule = delta(naive_recurrent_gated_delta_rule)
+    layers.gated_deltanet.causal_conv1d = depthwise
+    layers.gated_deltaproduct.chunk_gated_delta_product = product
+    layers.kda.chunk_kda = delta(naive_recurrent_kda)
+    ShortConvolution.forward = lambda self, x, **_: depthwise(x, self.weight)
+    RMSNorm.forward = rms_norm
+    FusedRMSNormGated.forward = lambda self, x, g: rms_norm(self, x) * g.sigmoid()
+    fla.modules.mlp.swiglu = lambda x, y: F.silu(x) * y
 
 
 def heads_first(reference, *names):
@@ -109,12 +159,11 @@ def main():
     cases, program = Path(sys.argv[1]), sys.argv[2]
     quiet()
     torch.set_num_threads(1)
-    layer.chunk_gla = layer.fused_recurrent_gla = gla
-    ShortConvolution.forward = convolution
-    mlp.swiglu = lambda x, y: F.silu(x) * y
-    layer.RMSNorm.forward = rms_norm
+    in_layers()
     failures, plain = Failures(), {"fuse_norm": False, "fuse_swiglu": False, "fuse_cross_entropy": False}
-    for name in ("fla-gla", "fla-gla-convolution"):
+    names = sorted(f.name for f in cases.iterdir() if f.name.startswith("fla-"))
+    failures.true(f"forms {names}", len(names) >= 8)
+    for name in names:
         expected = load_file(cases / name / "expected.safetensors")
         with tempfile.TemporaryDirectory() as to:
             command = [program, "export", cases / name / "model", "--to", f"{to}/fla", "--format", "fla"]

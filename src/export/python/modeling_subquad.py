@@ -794,8 +794,10 @@ def l2_norm(x, eps):
 
 
 def gate(x, p, name, heads, bias=None):
-    """W x + b in heads, [B, T, H, n]."""
-    y = F.linear(x, p[f"{name}_weight"]) + p[bias or f"{name}_bias"]
+    """W x + b in heads, [B, T, H, n]; without a bias where the mixer has none."""
+    y = F.linear(x, p[f"{name}_weight"])
+    bias = p.get(bias or f"{name}_bias")
+    y = y if bias is None else y + bias
     return y.unflatten(-1, (heads, -1))
 
 
