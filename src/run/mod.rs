@@ -95,7 +95,8 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
         progress.say(&format!("{}: unchanged", model.display()));
     } else {
         let started = std::time::Instant::now();
-        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype: recipe.export.dtype.map(Into::into) };
+        let dtype = recipe.export.dtype.map(Into::into);
+        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: None };
         let exported = export(
             &conversion.model,
             &conversion.student,
