@@ -19,24 +19,26 @@ struct Published {
     recipe: &'static str,
     /// On its page.
     parameters: usize,
+    /// In its headers.
+    tensors: usize,
     /// Files of weights.
     shards: usize,
     /// Whether the file has the head beside the embedding although both are one.
     head_twice: bool,
 }
 
-const fn published(recipe: &'static str, parameters: usize, shards: usize) -> Published {
-    Published { recipe, parameters, shards, head_twice: false }
+const fn published(recipe: &'static str, parameters: usize, tensors: usize, shards: usize) -> Published {
+    Published { recipe, parameters, tensors, shards, head_twice: false }
 }
 
 const ALL: [Published; 7] = [
-    published("smollm2-135m", 134_515_008, 1),
-    published("qwen2.5-0.5b", 494_032_768, 1),
-    Published { head_twice: true, ..published("qwen3-0.6b", 596_049_920, 1) },
-    published("llama-3.2-1b", 1_235_814_400, 1),
-    published("llama-3.2-3b", 3_212_749_824, 2),
-    published("mistral-7b", 7_241_732_096, 2),
-    published("llama-3.1-8b", 8_030_261_248, 4),
+    published("smollm2-135m", 134_515_008, 272, 1),
+    published("qwen2.5-0.5b", 494_032_768, 290, 1),
+    Published { head_twice: true, ..published("qwen3-0.6b", 596_049_920, 311, 1) },
+    published("llama-3.2-1b", 1_235_814_400, 146, 1),
+    published("llama-3.2-3b", 3_212_749_824, 254, 2),
+    published("mistral-7b", 7_241_732_096, 291, 2),
+    published("llama-3.1-8b", 8_030_261_248, 291, 4),
 ];
 
 /// Names and shapes of all tensors.
@@ -130,6 +132,7 @@ fn every_recipe_fits_its_teacher() {
         let checkpoint = Checkpoint::open(&Location::Path(here.path().into())).unwrap();
         let spec = Spec::of(&checkpoint).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(spec.parameters(), model.parameters, "{name}");
+        assert_eq!(checkpoint.tensors().len(), model.tensors, "{name}");
         let extra = if model.head_twice { 2 * spec.vocab * spec.width } else { 0 };
         assert_eq!(checkpoint.total_bytes(), (2 * model.parameters + extra) as u64, "{name}");
 

@@ -1,12 +1,15 @@
 //! Whole conversions through the library: what is left on disk, and what a second run does.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use subquad::Error;
 use subquad::checkpoint::{Checkpoint, Location, load_tensors};
 use subquad::plan::{Machine, Plan};
 use subquad::progress::{Progress, Unit};
 use subquad::recipe::Recipe;
-use subquad::run::convert;
+use subquad::run::{Summary, convert};
 
 const RECIPE: &str = r#"
 [teacher]
@@ -38,18 +41,24 @@ text = "builtin:tinystories-valid"
 tokens = 1024
 "#;
 
-/// Remembers what was said, and stops the run at a certain call.
+/// Remembers what was said, and kills the run when so much of some work is done.
 #[derive(Default)]
 struct Listener {
     begun: Vec<(String, u64)>,
     said: Vec<String>,
+    kill: Option<(&'static str, u64)>,
 }
 
 impl Progress for Listener {
     fn begin(&mut self, what: &str, start: u64, _: u64, _: Unit) {
         self.begun.push((what.into(), start));
     }
-    fn advance(&mut self, _: u64, _: &str) {}
+    fn advance(&mut self, done: u64, _: &str) {
+        let work = self.begun.last().map_or("", |(what, _)| what.as_str());
+        if self.kill.is_some_and(|(what, tokens)| what == work && tokens == done) {
+            panic!("killed");
+        }
+    }
     fn end(&mut self, _: &str) {}
     fn say(&mut self, line: &str) {
         self.said.push(line.into());
@@ -61,11 +70,15 @@ fn recipe(sets: &[&str]) -> Recipe {
     Recipe::parse("test", RECIPE, None, &sets).unwrap()
 }
 
-fn run(folder: &Path, sets: &[&str]) -> Listener {
-    let mut listener = Listener::default();
+fn try_run(folder: &Path, sets: &[&str], fresh: bool, listener: &mut Listener) -> subquad::Result<Summary> {
     let recipe = recipe(sets);
     let plan = Plan::new(&recipe, folder, Machine::measure().unwrap()).unwrap();
-    let summary = convert(&recipe, &plan, false, &mut listener).unwrap();
+    convert(&recipe, &plan, fresh, listener)
+}
+
+fn run(folder: &Path, sets: &[&str]) -> Listener {
+    let mut listener = Listener::default();
+    let summary = try_run(folder, sets, false, &mut listener).unwrap();
     assert_eq!(summary.reports.len(), 1);
     assert!(summary.reports[0].ratio().unwrap() < 2.0, "{:?}", summary.reports);
     listener
@@ -168,4 +181,100 @@ fn a_killed_run_goes_on_and_ends_with_the_same_weights() {
     assert!(kills > 0, "the run was too fast to be killed");
     assert_eq!(weights(&whole), weights(&killed));
     assert_eq!(metrics(&whole), metrics(&killed));
+}
+
+/// A run that dies once `tokens` of the work `what` are done, as by a power cut.
+fn killed(folder: &Path, sets: &[&str], what: &'static str, tokens: u64) {
+    let mut listener = Listener { kill: Some((what, tokens)), ..Listener::default() };
+    let died = catch_unwind(AssertUnwindSafe(|| try_run(folder, sets, false, &mut listener)));
+    assert!(died.is_err(), "{what} never reached {tokens} tokens");
+}
+
+/// Runs the recipe in a folder of its own and gives its last update as a folder in PEFT's format.
+fn adapter(temp: &Path, name: &str, sets: &[&str]) -> PathBuf {
+    let (folder, base) = (temp.join(name), temp.join(format!("{name}-base")));
+    run(&folder, sets);
+    let mut export = std::process::Command::new(env!("CARGO_BIN_EXE_subquad"));
+    let done = export.arg("export").arg(&folder).arg("--to").arg(&base).arg("--adapter").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    base.join("adapter")
+}
+
+/// Tokens of the LoRA stage that were done before this run; `None`: it was finished.
+fn lora_went_on_from(listener: &Listener) -> Option<u64> {
+    listener.begun.iter().find(|(what, _)| what == "LoRA").map(|(_, start)| *start)
+}
+
+fn refused(folder: &Path, sets: &[&str], fresh: bool) {
+    let error = try_run(folder, sets, fresh, &mut Listener::default()).unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    let Error::Recipe { mistakes, .. } = error else { panic!("{error}") };
+    assert!(mistakes[0].what.contains("lora.from") && mistakes[0].what.contains("there is no such folder"));
+}
+
+/// A step is 128 tokens, and every fourth is saved.
+#[test]
+fn a_run_from_an_adapter_goes_on_and_ends_with_the_same_weights() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = adapter(temp.path(), "first", &[]);
+    let set = format!("stage.1.lora.from={}", from.display());
+    let whole = temp.path().join("whole");
+    run(&whole, &[&set]);
+    assert_ne!(weights(&whole), weights(&temp.path().join("first")), "it starts elsewhere");
+
+    for (name, what, tokens, start) in
+        [("before", "attention transfer", 768, 0), ("unsaved", "LoRA", 384, 0), ("within", "LoRA", 768, 512)]
+    {
+        let folder = temp.path().join(name);
+        killed(&folder, &[&set], what, tokens);
+        assert_eq!(lora_went_on_from(&run(&folder, &[&set])), Some(start), "{name}");
+        assert_eq!(weights(&folder), weights(&whole), "{name}");
+        assert_eq!(metrics(&folder), metrics(&whole), "{name}");
+    }
+}
+
+/// What a stage has saved holds all that came of the adapter; until then there is nothing to begin with.
+#[test]
+fn an_adapter_may_go_once_its_stage_has_saved_something() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = adapter(temp.path(), "first", &[]);
+    let set = format!("stage.1.lora.from={}", from.display());
+    let (whole, within, before) = (temp.path().join("whole"), temp.path().join("within"), temp.path().join("before"));
+    run(&whole, &[&set]);
+    killed(&within, &[&set], "LoRA", 768);
+    killed(&before, &[&set], "attention transfer", 768);
+
+    let away = temp.path().join("away");
+    fs::rename(&from, &away).unwrap();
+    refused(&temp.path().join("new"), &[&set], false);
+    assert!(!temp.path().join("new").exists());
+    refused(&before, &[&set], false);
+    // What was saved is of another recipe: this one begins with the adapter.
+    refused(&within, &[&set, "stage.1.optimizer.lr=2e-3"], false);
+    assert_eq!(lora_went_on_from(&run(&within, &[&set])), Some(512));
+    assert_eq!(weights(&within), weights(&whole));
+    assert_eq!(lora_went_on_from(&run(&whole, &[&set])), None);
+    refused(&whole, &[&set], true);
+    assert!(whole.join("2-lora/student.safetensors").exists(), "what cannot begin anew is not forgotten");
+
+    fs::rename(&away, &from).unwrap();
+    run(&before, &[&set]);
+    assert_eq!(weights(&before), weights(&whole));
+}
+
+/// As with another text: what depended on the earlier one is done again.
+#[test]
+fn another_adapter_in_the_same_folder_is_another_start() {
+    let temp = tempfile::tempdir().unwrap();
+    let from = adapter(temp.path(), "first", &[]);
+    let other = adapter(temp.path(), "other", &["stage.1.optimizer.lr=2e-3"]);
+    let set = format!("stage.1.lora.from={}", from.display());
+    let (changed, whole) = (temp.path().join("changed"), temp.path().join("whole"));
+    killed(&changed, &[&set], "LoRA", 768);
+    fs::rename(&from, temp.path().join("away")).unwrap();
+    fs::rename(&other, &from).unwrap();
+    assert_eq!(lora_went_on_from(&run(&changed, &[&set])), Some(0));
+    run(&whole, &[&set]);
+    assert_eq!(weights(&changed), weights(&whole));
+    assert_eq!(metrics(&changed), metrics(&whole));
 }

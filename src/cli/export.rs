@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::NonEmptyStringValueParser;
+
 use super::opened::Opened;
 use super::printer::Printer;
 use crate::checkpoint::CONFIG;
@@ -25,6 +27,9 @@ pub(super) struct Args {
     /// Keep the run's last low-rank update apart, in PEFT's format
     #[arg(long)]
     adapter: bool,
+    /// What the update names as the model below it, OWNER/NAME or a path; with --adapter [default: the name of DIR]
+    #[arg(long, value_name = "MODEL", value_parser = NonEmptyStringValueParser::new())]
+    base: Option<String>,
     /// What to write
     #[arg(long, value_enum, default_value_t = Format::Huggingface, conflicts_with = "adapter")]
     format: Format,
@@ -44,6 +49,10 @@ impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
         let mut works = printer.works();
         let run = Path::new(&self.run);
+        if self.base.is_some() && !self.adapter {
+            let hint = "add `--adapter`, or leave `--base` out";
+            return Err(Error::usage("`--base` is the model below an update that is kept apart, and none is", hint));
+        }
         let folder = match (self.format, self.adapter) {
             (Format::Gguf, _) => {
                 let hint = "transformers, lm-eval and PEFT run the folder that `subquad export` writes";
@@ -63,7 +72,7 @@ impl Args {
                 }
                 let Unmerged { recipe, teacher, model, student, reports } = unmerged(run)?;
                 let dtype = recipe.export.dtype.map(Into::into);
-                let options = ExportOptions { shard_bytes: recipe.export.shard, dtype };
+                let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: self.base.clone() };
                 let (text, to) = (&recipe.text, &self.to);
                 let written = export(&model, &student, &teacher, text, &options, &reports, to, &mut works)?;
                 printer.note(format_args!("the adapter is in {}", written.folder.join(ADAPTER).display()));

@@ -42,6 +42,8 @@ pub struct ExportOptions {
     pub shard_bytes: u64,
     /// f32, bf16 or f16 for the teacher's tensors; `None`: each as in the teacher. A mixer's own tensors are always f32.
     pub dtype: Option<DType>,
+    /// What an adapter names as the model below it; `None`: the folder's own name.
+    pub base: Option<String>,
 }
 
 /// One file of an exported folder.
@@ -71,8 +73,9 @@ pub struct Exported {
 
 /// Writes `model` with the mixers of `student` to the folder `to`, and proves it by opening it again.
 ///
-/// An adapter that the student has is written beside the rest, in [`ADAPTER`]; `teacher` is the checkpoint that it came from; `reports` are shown on the card. An
-/// earlier export at `to` is replaced; a folder with anything else in it is refused.
+/// An adapter that the student has is written beside the rest, in [`ADAPTER`]; `teacher` is the checkpoint that it came
+/// from; `reports` are shown on the card. An earlier export at `to` is replaced; a folder with anything else in it is
+/// refused.
 #[expect(clippy::too_many_arguments, reason = "each is one thing that goes into the folder")]
 pub fn export(
     model: &Model,
@@ -106,7 +109,8 @@ pub fn export(
         write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
         let card = card::card(model, student, teacher, reports)?;
         write_atomically(&folder.join(files::CARD), card.as_bytes())?;
-        let base = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = || to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let base = options.base.clone().unwrap_or_else(name);
         adapter::write(&folder.join(ADAPTER), model, student, &base)?;
         write_weights(folder, &tensors, options.shard_bytes, progress)
     };

@@ -1,32 +1,40 @@
 //! The adapter that a LoRA stage starts from.
+//!
+//! It is part of what the stage's result depends on, as teacher and text are: with another one the stage starts again.
+//! Once the stage has saved something, that holds all that came of the adapter, and its folder may go: the ledger knows
+//! the digest, and with it the key.
 
-use crate::Result;
 use crate::arch::{Spec, Target};
 use crate::export::read_adapter;
 use crate::model::Adapter;
 use crate::recipe::{LoraShape, Recipe};
+use crate::{Error, Result};
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Its tensors, and a digest of all that they are: another adapter is another start.
-pub(super) struct Start {
+pub struct Start {
     pub tensors: BTreeMap<String, Tensor>,
     pub digest: String,
 }
 
-/// Reads the adapter that stage `index` names, if it names one, and holds it to `wanted`.
-pub(super) fn start(
-    recipe: &Recipe,
-    index: usize,
-    shape: &LoraShape,
-    wanted: &Adapter,
-    spec: &Spec,
-) -> Result<Option<Start>> {
+/// What a stage of this shape trains.
+pub fn wanted(shape: &LoraShape) -> Adapter {
+    Adapter { rank: shape.rank, alpha: shape.alpha, targets: shape.on.clone() }
+}
+
+/// Reads the adapter that stage `index` names, if it names one, and holds it to the stage's shape. A stage that has
+/// `begun` can do without.
+pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begun: bool) -> Result<Option<Start>> {
     let Some(from) = &shape.from else { return Ok(None) };
     let folder = recipe.base.as_deref().map_or_else(|| PathBuf::from(from), |base| base.join(from));
+    if !folder.exists() {
+        return if begun { Ok(None) } else { Err(absent(recipe, index)) };
+    }
     let (found, tensors) = read_adapter(&folder, spec)?;
+    let wanted = wanted(shape);
     let sorted = |targets: &[Target]| {
         let mut targets = targets.to_vec();
         targets.sort();
@@ -48,4 +56,11 @@ pub(super) fn start(
     }
     let digest = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     Ok(Some(Start { tensors, digest }))
+}
+
+/// Neither the folder is there, nor anything that a stage saved which began with it.
+pub fn absent(recipe: &Recipe, index: usize) -> Error {
+    let hint = "give a folder as PEFT or `subquad export --adapter` writes it; once this stage has saved a checkpoint, \
+                the folder may go";
+    recipe.mistake(&format!("stage.{index}.lora.from"), "there is no such folder", hint)
 }

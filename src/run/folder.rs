@@ -124,6 +124,11 @@ impl RunFolder {
         Ok(path)
     }
 
+    /// Whether an earlier run has left tensors of a stage.
+    pub fn begun(&self, stage: &str) -> bool {
+        [STATE, RESULT].iter().any(|file| self.path.join(stage).join(file).exists())
+    }
+
     pub fn metrics(&self) -> PathBuf {
         self.path.join(METRICS)
     }

@@ -1,6 +1,7 @@
-//! What a recipe names, downloaded where it is on the Hub, and opened: teacher, tokenizer, texts. All that can be wrong
-//! with them shows here, before anything is trained or written.
+//! What a recipe names, downloaded where it is on the Hub, and opened: teacher, tokenizer, adapters, texts. All that can
+//! be wrong with them shows here, before anything is trained or written.
 
+use super::adapter::{self, Start};
 use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
@@ -25,6 +26,8 @@ pub struct Inputs {
     pub teacher_name: String,
     pub windows: Windows,
     pub held_out: Option<Windows>,
+    /// What LoRA stages start from, by the stage's index; not where the folder is gone and the stage has begun.
+    pub starts: BTreeMap<usize, Start>,
     /// The text of each evaluation stage, by the stage's index.
     pub evaluations: BTreeMap<usize, Windows>,
     /// Key of teacher, text, sequence and seed.
@@ -32,7 +35,8 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    pub fn open(recipe: &Recipe, progress: &mut dyn Progress) -> Result<Inputs> {
+    /// `begun`: whether an earlier run has left something of a stage.
+    pub fn open(recipe: &Recipe, begun: impl Fn(usize) -> bool, progress: &mut dyn Progress) -> Result<Inputs> {
         let base = recipe.base.as_deref();
         let location = Location::resolve(&recipe.teacher.model, base)?;
         let checkpoint = Checkpoint::open(&hub::model(&location, progress)?)?;
@@ -47,6 +51,14 @@ impl Inputs {
             Location::Builtin(_) | Location::Hub(_) => recipe.teacher.model.clone(),
         };
         let tokenizer = Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
+        let mut starts = BTreeMap::new();
+        for (index, stage) in recipe.stages.iter().enumerate() {
+            if let StageRecipe::Lora(stage) = stage
+                && let Some(start) = adapter::start(recipe, index, &stage.lora, &spec, begun(index))?
+            {
+                starts.insert(index, start);
+            }
+        }
         let text = hub::text(&Location::resolve(&recipe.data.source, base)?, progress)?;
         let documents = documents(&text)?;
         let text_key = identity::text(&documents);
@@ -64,7 +76,7 @@ impl Inputs {
         let held = held_out.as_ref().map(Windows::len);
         let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;
         let model_type = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or_default().to_string();
-        Ok(Inputs { checkpoint, model_type, teacher, teacher_name, windows, held_out, evaluations, key })
+        Ok(Inputs { checkpoint, model_type, teacher, teacher_name, windows, held_out, starts, evaluations, key })
     }
 }
 

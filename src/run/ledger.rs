@@ -1,4 +1,5 @@
-//! What a run has finished: one JSON line each, rewritten whole so that no line is ever half there.
+//! What a run has finished, and which adapters its stages started from: one JSON line each, rewritten whole so that no
+//! line is ever half there.
 
 use crate::checkpoint::write_atomically;
 use crate::{Error, Result};
@@ -9,13 +10,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// `finished`
+    /// `finished`, or `adapter`.
     pub event: String,
     /// Name of the stage, or `export`.
     pub stage: String,
-    /// Hash of everything that the result depends on.
+    /// Hash of everything that the result depends on, or of the adapter.
     pub key: String,
-    /// Wall time of the last sitting.
+    /// Wall time of the last sitting; of an adapter nothing.
     pub seconds: f64,
     /// Unix time.
     pub time: u64,
@@ -25,8 +26,12 @@ pub struct Entry {
 
 impl Entry {
     pub fn finished(stage: &str, key: &str, seconds: f64) -> Self {
+        Self::now("finished", stage, key, seconds)
+    }
+
+    fn now(event: &str, stage: &str, key: &str, seconds: f64) -> Self {
         Entry {
-            event: "finished".into(),
+            event: event.into(),
             stage: stage.into(),
             key: key.into(),
             seconds,
@@ -63,8 +68,24 @@ impl Ledger {
 
     /// The newest entry that finished `stage`, if it did so with this key: what lies on disk is what it left.
     pub fn finished(&self, stage: &str, key: &str) -> Option<&Entry> {
-        let newest = self.entries.iter().rev().find(|e| e.event == "finished" && e.stage == stage);
-        newest.filter(|e| e.key == key)
+        self.newest("finished", stage).filter(|e| e.key == key)
+    }
+
+    /// Notes that `stage` starts from the adapter of this digest.
+    pub fn start(&mut self, stage: &str, digest: &str) -> Result<()> {
+        match self.started(stage) {
+            Some(newest) if newest == digest => Ok(()),
+            _ => self.append(Entry::now("adapter", stage, digest, 0.0)),
+        }
+    }
+
+    /// The digest of the adapter that `stage` last started from.
+    pub fn started(&self, stage: &str) -> Option<&str> {
+        self.newest("adapter", stage).map(|e| e.key.as_str())
+    }
+
+    fn newest(&self, event: &str, stage: &str) -> Option<&Entry> {
+        self.entries.iter().rev().find(|e| e.event == event && e.stage == stage)
     }
 
     pub fn append(&mut self, entry: Entry) -> Result<()> {

@@ -63,7 +63,7 @@ pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Ve
     let mut reports = vec![];
     let mut work = || {
         let mut folder = RunFolder::open(&plan.folder)?;
-        let inputs = Inputs::open(recipe, progress)?;
+        let inputs = Inputs::open(recipe, |index| folder.begun(&plan.stages[index].folder), progress)?;
         folder.begin(recipe, plan, false)?;
         let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
         for (index, (stage, planned)) in recipe.stages.iter().zip(&plan.stages).enumerate() {
@@ -82,7 +82,7 @@ pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Ve
 /// nothing.
 pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
     let mut folder = RunFolder::open(&plan.folder)?;
-    let inputs = Inputs::open(recipe, progress)?;
+    let inputs = Inputs::open(recipe, |index| !fresh && folder.begun(&plan.stages[index].folder), progress)?;
     folder.begin(recipe, plan, fresh)?;
     let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
     for index in 0..recipe.stages.len() {
@@ -95,7 +95,8 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
         progress.say(&format!("{}: unchanged", model.display()));
     } else {
         let started = std::time::Instant::now();
-        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype: recipe.export.dtype.map(Into::into) };
+        let dtype = recipe.export.dtype.map(Into::into);
+        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: None };
         let exported = export(
             &conversion.model,
             &conversion.student,

@@ -1,5 +1,6 @@
 //! From stage recipes to stages: each runs, or is found finished.
 
+use super::adapter;
 use super::folder::RunFolder;
 use super::identity::chain;
 use super::inputs::Inputs;
@@ -7,12 +8,12 @@ use super::ledger::Entry;
 use super::store::{REPORT, RESULT, STATE, StageStore, load_student, save_student};
 use crate::arch::FORMAT;
 use crate::evaluate::{EvaluationText, Report, evaluate};
-use crate::model::{Adapter, Conversion, Model, Student};
+use crate::model::{Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
 use crate::recipe::{Calibrate, Evaluate, Recipe, StageRecipe, Training};
 use crate::stage::{AttentionTransfer, Lora, calibrate};
-use crate::train::{Group, Objective, Trainer, TrainingData};
+use crate::train::{Group, Objective, Store, Trainer, TrainingData};
 use crate::{Error, Result};
 
 /// The state that stages hand on.
@@ -35,6 +36,8 @@ struct TrainingStage<'a> {
     steps: u64,
     training: &'a Training,
     groups: Vec<Group>,
+    /// Why it can only go on, where the student is not what it would begin with.
+    unless_begun: Option<Error>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -69,7 +72,8 @@ impl<'a> Pipeline<'a> {
                 let model = self.model.clone();
                 let objective = AttentionTransfer { model: &model, output: s.loss.output, weights: s.loss.weights };
                 let groups = AttentionTransfer::trained(&self.student, s.training.optimizer.weight_decay);
-                let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups };
+                let training = &s.training;
+                let stage = TrainingStage { name, key, steps: *steps, training, groups, unless_begun: None };
                 self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Lora(s) => {
@@ -77,16 +81,24 @@ impl<'a> Pipeline<'a> {
                 // A second adapter starts on weights that hold the first.
                 self.merge()?;
                 let model = self.model.clone();
-                let adapter = Adapter { rank: s.lora.rank, alpha: s.lora.alpha, targets: s.lora.on.clone() };
+                let adapter = adapter::wanted(&s.lora);
                 let decay = s.training.optimizer.weight_decay;
                 let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
-                self.student.adapt(adapter.clone(), &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
-                if let Some(start) = super::adapter::start(self.recipe, index, &s.lora, &adapter, &model.spec)? {
-                    key = chain(&key, &start.digest)?;
-                    self.student.tensors.extend(start.tensors);
+                self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;
+                let (mut digest, mut unless_begun) = (None, None);
+                if let Some(start) = self.inputs.starts.get(&index) {
+                    self.student.tensors.extend(start.tensors.clone());
+                    folder.ledger()?.start(name, &start.digest)?;
+                    digest = Some(start.digest.clone());
+                } else if s.lora.from.is_some() {
+                    digest = folder.ledger()?.started(name).map(String::from);
+                    unless_begun = Some(adapter::absent(self.recipe, index));
+                }
+                if let Some(digest) = digest {
+                    key = chain(&key, &digest)?;
                 }
                 let objective = Lora::new(&model, s.loss.labels, s.recompute, &groups);
-                let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups };
+                let stage = TrainingStage { name, key, steps: *steps, training: &s.training, groups, unless_begun };
                 self.train(stage, &objective, folder, progress)
             }
             StageRecipe::Merge => {
@@ -168,7 +180,7 @@ impl<'a> Pipeline<'a> {
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let TrainingStage { name, key, steps, training, groups } = stage;
+        let TrainingStage { name, key, steps, training, groups, unless_begun } = stage;
         let path = folder.stage(name)?;
         let result = path.join(RESULT);
         self.key = key;
@@ -180,6 +192,11 @@ impl<'a> Pipeline<'a> {
         let state = path.join(STATE);
         let mut store =
             StageStore { state: state.clone(), metrics: folder.metrics(), stage: name.into(), key: self.key.clone() };
+        if let Some(error) = unless_begun
+            && store.load()?.is_none()
+        {
+            return Err(error);
+        }
         let trainer = Trainer {
             stage: name,
             steps,

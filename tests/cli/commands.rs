@@ -21,7 +21,8 @@ fn help() {
     t.run("an unknown command", &["covert"]);
     t.run("an argument is missing", &["generate", "builtin:stories260K"]);
     t.run("an impossible value", &["generate", "builtin:stories260K", "--prompt", "A", "--temperature", "-1"]);
-    for command in ["convert", "sweep", "plan", "check", "inspect", "evaluate", "generate", "push", "mixers", "recipes"]
+    for command in
+        ["convert", "sweep", "plan", "check", "inspect", "evaluate", "generate", "export", "push", "mixers", "recipes"]
     {
         let ran = t.run(command, &[command, "--help"]);
         assert_eq!(ran.status, Some(0));

@@ -48,6 +48,18 @@ fn convert_and_use() {
     let teacher = [&["evaluate", "builtin:stories260K", "--teacher", "runs/smoke"][..], &TEXT].concat();
     t.refused("neither is it one to compare with", &teacher);
 
+    let adapter = ["export", "runs/smoke", "--to", "out/base", "--adapter"];
+    let base = |t: &Transcript| {
+        let config = fs::read(t.path("out/base/adapter/adapter_config.json")).unwrap();
+        serde_json::from_slice::<Value>(&config).unwrap()["base_model_name_or_path"].clone()
+    };
+    t.run("its last update apart", &adapter);
+    assert_eq!(base(&t), "base");
+    t.run("for a base that goes elsewhere", &[&adapter[..], &["--base", "me/smoke"]].concat());
+    assert_eq!(base(&t), "me/smoke");
+    t.refused("a base of no update", &["export", "runs/smoke", "--to", "out/copy", "--base", "me/smoke"]);
+    assert_eq!(t.run("a base without a name", &[&adapter[..], &["--base="]].concat()).status, Some(1));
+
     // `--fresh` removes what runs write, and nothing else.
     t.write("runs/smoke/notes.txt", "mine");
     t.write("runs/smoke/2-notes/page.txt", "mine");

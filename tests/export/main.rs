@@ -78,7 +78,7 @@ fn case() -> Case {
 
 impl Case {
     fn export(&self, to: &Path, form: Form, progress: &mut dyn Progress) -> subquad::Result<Exported> {
-        let options = ExportOptions { shard_bytes: form.shard_bytes, dtype: form.dtype };
+        let options = ExportOptions { shard_bytes: form.shard_bytes, dtype: form.dtype, base: None };
         export(&self.model, &self.student, &self.teacher, RECIPE, &options, &[report()], to, progress)
     }
 

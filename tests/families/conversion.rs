@@ -76,7 +76,7 @@ fn conversions_are_exported_and_go_on_alike_in_chunks_and_in_steps() {
             let to = dir.path().join("model");
             // Once as the teacher stores its weights, bf16.
             let dtype = (mixer != "liger-gla").then_some(DType::F32);
-            let options = ExportOptions { shard_bytes: 1 << 30, dtype };
+            let options = ExportOptions { shard_bytes: 1 << 30, dtype, base: None };
             let exported = export(&model, &student, &checkpoint, "", &options, &[], &to, &mut Silent);
             let exported = exported.unwrap_or_else(|e| panic!("{what}: {e}"));
             assert_eq!(exported.largest_difference, 0.0, "{what}");

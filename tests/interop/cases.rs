@@ -108,7 +108,7 @@ impl Case<'_> {
         }
         let folder = to.join(name);
         std::fs::create_dir_all(&folder)?;
-        let options = ExportOptions { shard_bytes: 400_000, dtype: Some(DType::F32) };
+        let options = ExportOptions { shard_bytes: 400_000, dtype: Some(DType::F32), base: None };
         let recipe = "# written by a test\n";
         let model = folder.join("model");
         export(&teacher.model, &student, &teacher.checkpoint, recipe, &options, &[], &model, &mut Silent)?;
