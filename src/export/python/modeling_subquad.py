@@ -135,9 +135,10 @@ def step(q, k, v, g, erase, bonus, state):
         a, b, decayed = erase
         seen = torch.einsum("bhk,bhkv->bhv", a.squeeze(1), after if decayed else state)
         after = after + b.squeeze(1).unsqueeze(-1) * seen.unsqueeze(-2)
-    after = after + write
-    read = after if bonus is None else state + bonus.unsqueeze(-1) * write
-    return torch.einsum("bhk,bhkv->bhv", q, read).unsqueeze(1), after
+    # Its own value is weighed as one: of a numerator and its denominator the same rounding, which cancels.
+    own = q * k if bonus is None else q * bonus * k
+    read = torch.einsum("bhk,bhkv->bhv", q, after if bonus is None else state) + own.sum(-1, keepdim=True) * v
+    return read.unsqueeze(1), after + write
 
 
 def chunked(q, k, v, g, erase, bonus, state):
