@@ -57,23 +57,30 @@ fn linear_attention_step_cpu(
         let (row, h) = (i / heads, i % heads);
         let query = a.head(row, h, 0..1).row(0);
         simd!(|| {
+            let reads = !documents.row(row).is_empty();
+            if reads {
+                for (s, a) in s.chunks_exact(width).zip(query) {
+                    axpy(num, *a, s);
+                }
+                *den = dot(query, z);
+            }
             if let Some((b, v, rows)) = &entering {
                 let v = v.head(row, h / (heads / v.heads), rows[row].clone());
                 let b = b.head(row, h, rows[row].clone());
                 for j in 0..b.rows {
+                    // Weighed as one, num and den have the same rounding, which cancels: read from the state, what few
+                    // tokens wrote can be less than the rounding of its features.
+                    if reads {
+                        let weight = dot(query, b.row(j));
+                        axpy(num, weight, v.row(j));
+                        *den += weight;
+                    }
                     for (s, b) in s.chunks_exact_mut(width).zip(b.row(j)) {
                         axpy(s, *b, v.row(j));
                     }
                     axpy(z, 1.0, b.row(j));
                 }
             }
-            if documents.row(row).is_empty() {
-                return;
-            }
-            for (s, a) in s.chunks_exact(width).zip(query) {
-                axpy(num, *a, s);
-            }
-            *den = dot(query, z);
         });
     });
     Ok((num.tensor()?, den.tensor()?, s.tensor()?, z.tensor()?))

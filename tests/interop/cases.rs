@@ -4,23 +4,22 @@
 //! ```text
 //! FOLDER/NAME/model/                 the export, f32
 //! FOLDER/NAME/expected.safetensors   ids [2, T], logits [2, T, vocab]; prompt, lengths [3] and greedy [3, N]: for each
-//!                                    of three prompts, the prompt's first tokens, the N that follow; noise: how far our
-//!                                    own logits of the same text in chunks and one by one are apart
+//!                                    of three prompts, the prompt's first tokens, the N that follow
 //! ```
+
+mod draw;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use rand::{RngExt, SeedableRng};
 use subquad::arch::{FORMAT, Scaling, Spec};
 use subquad::checkpoint::{Checkpoint, Location, save_tensors};
 use subquad::export::{ExportOptions, export};
 use subquad::mixer::{Combine, MIXERS, Window};
-use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
+use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Target, View};
 use subquad::progress::Silent;
-use subquad::stage::{Match, calibrate};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -35,6 +34,8 @@ struct Teacher {
     name: String,
     checkpoint: Checkpoint,
     model: Model,
+    /// The same with other last bits.
+    shaken: [Model; 2],
     /// What it says by itself.
     text: Vec<u32>,
 }
@@ -44,17 +45,23 @@ impl Teacher {
         let checkpoint = Checkpoint::open(location)?;
         let spec = Spec::of(&checkpoint)?;
         let model = Model::load(&checkpoint, &spec)?;
-        let mut teacher = Teacher { name: name.into(), model, checkpoint, text: vec![] };
+        let shaken = [draw::shaken(&checkpoint, &spec, 0)?, draw::shaken(&checkpoint, &spec, 1)?];
+        let mut teacher = Teacher { name: name.into(), model, shaken, checkpoint, text: vec![] };
         let mut sampler = Sampler::new(1.0, 1.0, 7);
         for _ in 0..5 {
             let mut session = Session::new(View::teacher(&teacher.model));
             let mut id = 1;
-            for _ in 0..TOKENS.min(teacher.longest()) {
+            for _ in 0..teacher.tokens() {
                 teacher.text.push(id);
                 id = sampler.next(&session.feed(&[id])?)?;
             }
         }
         Ok(teacher)
+    }
+
+    /// Of a text.
+    fn tokens(&self) -> usize {
+        TOKENS.min(self.longest())
     }
 
     /// Longest text that has one set of positions.
@@ -91,19 +98,12 @@ impl Case<'_> {
             window: self.window,
             softmax_layers: self.softmax_layers.clone(),
         };
-        let mut student = Student::new(conversion, &teacher.model.spec, 0)?;
-        // Away from initial values, at which gates say little, and then of the size that a conversion gives a layer:
-        // a norm of outputs that are nearly nothing would make differences out of rounding.
-        for (seed, tensor) in student.tensors.values_mut().enumerate() {
-            *tensor = (&*tensor + random(seed as u64, tensor.dims(), 0.03)?)?;
-        }
-        let text = &teacher.text[..TOKENS.min(teacher.longest())];
-        calibrate(&teacher.model, &mut student, text, 1, Match::Error, &mut Silent)?;
+        let (mut student, ids) = draw::student(conversion, teacher).map_err(|e| format!("{name}: {e}"))?;
         if self.adapted {
             let targets = vec![Target::Q, Target::V, Target::O, Target::Up, Target::Down];
             student.adapt(Adapter { rank: 3, alpha: 6.0, targets }, &teacher.model.spec, 1)?;
             for (name, tensor) in student.tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")) {
-                *tensor = random(name.len() as u64, tensor.dims(), 0.05)?;
+                *tensor = draw::random(name.len() as u64, tensor.dims(), 0.05)?;
             }
         }
         let folder = to.join(name);
@@ -112,16 +112,15 @@ impl Case<'_> {
         let recipe = "# written by a test\n";
         let model = folder.join("model");
         export(&teacher.model, &student, &teacher.checkpoint, recipe, &options, &[], &model, &mut Silent)?;
-        let expected = expected(&View::student(&teacher.model, &student), teacher)?;
+        let expected = expected(&View::student(&teacher.model, &student), teacher, ids)?;
         save_tensors(&folder.join("expected.safetensors"), &expected, &BTreeMap::new())?;
         Ok(())
     }
 }
 
-fn expected(view: &View, teacher: &Teacher) -> Done<BTreeMap<String, Tensor>> {
+fn expected(view: &View, teacher: &Teacher, ids: Vec<u32>) -> Done<BTreeMap<String, Tensor>> {
     let longest = teacher.longest();
-    let tokens = TOKENS.min(longest);
-    let ids = teacher.text[..2 * tokens].to_vec();
+    let tokens = teacher.tokens();
     let lengths = LENGTHS.map(|n| n.min(longest.saturating_sub(8)).max(1));
     let most = lengths[2];
     let count = GREEDY.min(longest.saturating_sub(most));
@@ -139,30 +138,13 @@ fn expected(view: &View, teacher: &Teacher) -> Done<BTreeMap<String, Tensor>> {
         prompts.extend(prompt);
     }
     let cpu = &Device::Cpu;
-    // How far rounding takes us: the same text read one by one.
-    let logits = view.logits(&ids, 2)?;
-    let mut noise = 0f32;
-    for (row, ids) in ids.chunks(tokens).enumerate() {
-        let mut session = Session::new(*view);
-        for (t, id) in ids.iter().enumerate() {
-            let difference = (session.feed(&[*id])? - logits.get(row)?.get(t)?)?.abs()?.max(0)?;
-            noise = noise.max(difference.to_scalar()?);
-        }
-    }
     Ok(BTreeMap::from([
-        ("noise".into(), Tensor::new(&[noise], cpu)?),
-        ("logits".into(), logits),
+        ("logits".into(), view.logits(&ids, 2)?),
         ("ids".into(), Tensor::from_vec(ids, (2, tokens), cpu)?),
         ("prompt".into(), Tensor::from_vec(prompts, (3, most), cpu)?),
         ("lengths".into(), Tensor::new(&lengths.map(|n| n as u32), cpu)?),
         ("greedy".into(), Tensor::from_vec(greedy, (3, count), cpu)?),
     ]))
-}
-
-fn random(seed: u64, shape: &[usize], scale: f32) -> Done<Tensor> {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let data: Vec<f32> = (0..shape.iter().product()).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * scale).collect();
-    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
 /// Mixers as flash-linear-attention's own layers have them: names, mixers, options.
@@ -252,7 +234,7 @@ fn families(to: &Path) -> Done<()> {
         let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
         let teacher = Teacher::open(&name, &Location::Path(folder.clone()))?;
         let (mixer, combine) = [("hedgehog", Some(Combine::Joint)), ("gated-deltanet", None)][i % 2];
-        let window = combine.map(|combine| Window { size: 8, sinks: 0, combine });
+        let window = combine.map(|combine| Window { size: 4, sinks: 0, combine });
         let softmax_layers = vec![teacher.model.spec.layers - 1];
         let case = Case { mixer, options: serde_json::json!({}), window, softmax_layers, adapted: false };
         case.write(&format!("family-{name}"), &teacher, to)?;

@@ -63,6 +63,16 @@ def quotient(num, den):
     return torch.where(nothing, 0.0, num / torch.where(nothing, 1.0, den))
 
 
+def wide(x):
+    """x in float64, which MPS does not have: sums of log decays grow, and it is their differences that count."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def factors(x):
+    """e^x of such sums."""
+    return x.float().exp()
+
+
 def chunks(x):
     """[B, T, H, n] -> [B, H, T / C, C, n], the last chunk filled with zeros."""
     b, t, h, n = x.shape
@@ -81,19 +91,19 @@ def decayed_scores(x, y, rows, columns, strict):
         return (x @ y.transpose(-1, -2)).tril(offset)
     if rows.shape[-1] == 1:
         visible = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=x.device).tril(offset)
-        difference = (rows - columns.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
-        return (x @ y.transpose(-1, -2)) * difference.exp()
+        difference = (rows - columns.transpose(-1, -2)).float()
+        return (x @ y.transpose(-1, -2)) * difference.masked_fill(~visible, -torch.inf).exp()
     visible = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=x.device).tril(offset).unsqueeze(-1)
     out = []
     for first in range(0, CHUNK, BLOCK):
         block = slice(first, first + BLOCK)
-        difference = rows[..., block, None, :] - columns[..., None, block, :]
+        difference = (rows[..., block, None, :] - columns[..., None, block, :]).float()
         weights = difference.masked_fill(~visible, -torch.inf).exp()
         parts = [(x[..., block, None, :] * y[..., None, block, :] * weights).sum(-1)]
         if first > 0:
             middle = columns[..., first - 1 : first, :]
-            left = x[..., block, :] * (rows[..., block, :] - middle).exp()
-            right = y[..., :first, :] * (middle - columns[..., :first, :]).exp()
+            left = x[..., block, :] * factors(rows[..., block, :] - middle)
+            right = y[..., :first, :] * factors(middle - columns[..., :first, :])
             parts.insert(0, left @ right.transpose(-1, -2))
         out.append(F.pad(torch.cat(parts, -1), (0, CHUNK - first - BLOCK)))
     return torch.cat(out, -2)
@@ -140,9 +150,10 @@ def step(q, k, v, g, erase, bonus, state):
         a, b, decayed = erase
         seen = torch.einsum("bhk,bhkv->bhv", a.squeeze(1), after if decayed else state)
         after = after + b.squeeze(1).unsqueeze(-1) * seen.unsqueeze(-2)
-    after = after + write
-    read = after if bonus is None else state + bonus.unsqueeze(-1) * write
-    return torch.einsum("bhk,bhkv->bhv", q, read).unsqueeze(1), after
+    # Its own value is weighed as one: of a numerator and its denominator the same rounding, which cancels.
+    own = q * k if bonus is None else q * bonus * k
+    read = torch.einsum("bhk,bhkv->bhv", q, after if bonus is None else state) + own.sum(-1, keepdim=True) * v
+    return read.unsqueeze(1), after + write
 
 
 def chunked(q, k, v, g, erase, bonus, state):
@@ -151,13 +162,13 @@ def chunked(q, k, v, g, erase, bonus, state):
     q, k, v = chunks(q), chunks(k), chunks(v)
     total = before = None
     if g is not None:
-        g = chunks(g)
+        g = wide(chunks(g))
         total = g.cumsum(-2)
         before = total - g
     last = None if g is None else total[..., -1:, :]
 
     def scale(x, exponent):
-        return x if g is None else x * exponent.exp()
+        return x if g is None else x * factors(exponent)
 
     if bonus is None:
         scores, read = decayed_scores(q, k, total, total, False), scale(q, total)
@@ -165,7 +176,7 @@ def chunked(q, k, v, g, erase, bonus, state):
         scores, read = decayed_scores(q, k, before, total, True), scale(q, before)
         scores = scores + torch.diag_embed((q * bonus[:, None, None, :] * k).sum(-1))
     out, write = scores @ v, scale(k, last - total if g is not None else None)
-    keep = None if g is None else last.squeeze(-2).unsqueeze(-1).exp()
+    keep = None if g is None else factors(last.squeeze(-2).unsqueeze(-1))
     if erase is not None:
         a, b, decayed = erase
         a, b = chunks(a), chunks(b)
@@ -199,35 +210,34 @@ def value_gated(q, k, v, g, state=None):
         state = state * g.squeeze(1).exp().unsqueeze(-2) + k.squeeze(1).unsqueeze(-1) * v.squeeze(1).unsqueeze(-2)
         return torch.einsum("bhk,bhkv->bhv", q.squeeze(1), state).unsqueeze(1), state
     q, k, v, g = chunks(q), chunks(k), chunks(v), chunks(g)
-    total = g.cumsum(-2)
+    total = wide(g).cumsum(-2)
     scores = (q @ k.transpose(-1, -2)).tril()
     visible = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=q.device).tril().unsqueeze(-1)
     inside = []
     for first in range(0, CHUNK, BLOCK):
         block = slice(first, first + BLOCK)
         difference = total[..., block, None, :] - total[..., None, block, :]
-        weights = difference.masked_fill(~visible, -torch.inf).exp()
+        weights = factors(difference.masked_fill(~visible, -torch.inf))
         part = (scores[..., block, block, None] * weights * v[..., None, block, :]).sum(-2)
         if first > 0:
             middle = total[..., first - 1 : first, :]
-            earlier = v[..., :first, :] * (middle - total[..., :first, :]).exp()
-            part = part + (total[..., block, :] - middle).exp() * (scores[..., block, :first] @ earlier)
+            earlier = v[..., :first, :] * factors(middle - total[..., :first, :])
+            part = part + factors(total[..., block, :] - middle) * (scores[..., block, :first] @ earlier)
         inside.append(part)
     inside = torch.cat(inside, -2)
     last = total[..., -1:, :]
-    write = k.transpose(-1, -2) @ (v * (last - total).exp())
+    write = k.transpose(-1, -2) @ (v * factors(last - total))
     parts = []
     for n in range(q.shape[2]):
-        parts.append(inside[:, :, n] + total[:, :, n].exp() * (q[:, :, n] @ state))
-        state = state * last[:, :, n].exp() + write[:, :, n]
+        parts.append(inside[:, :, n] + factors(total[:, :, n]) * (q[:, :, n] @ state))
+        state = state * factors(last[:, :, n]) + write[:, :, n]
     return torch.cat(parts, 2)[:, :, :tokens].transpose(1, 2), state
 
 
 def stabilise(forget, write, maximum):
     """The running maximum m_t = max(lf_t + m_{t-1}, i_t) of an exponential gate: log decays lf_t + m_{t-1} - m_t,
     weights e^(i_t - m_t), and m. `forget`, `write` [B, T, H, 1], `maximum` [B, H] before."""
-    kind = torch.float32 if forget.device.type == "mps" else torch.float64
-    forget, write, maximum = forget.to(kind), write.to(kind), maximum.to(kind)[:, None, :, None]
+    forget, write, maximum = wide(forget), wide(write), wide(maximum)[:, None, :, None]
     total = forget.cumsum(1)
     m = total + torch.maximum((write - total).cummax(1).values, maximum)
     decay = forget + torch.cat([maximum, m[:, :-1]], 1) - m
@@ -709,8 +719,7 @@ def rebased(h, p, o, carry):
 @mixer("cosformer")
 def cosformer(h, p, o, carry):
     """[r sin theta_t, r cos theta_t], r = relu(x), theta_t = pi t / 2M"""
-    kind = torch.float32 if h.q.device.type == "mps" else torch.float64
-    theta = (carry.position + 1).to(kind)[:, :, None, None] * (math.pi / 2 / o["length"])
+    theta = wide((carry.position + 1).float())[:, :, None, None] * (math.pi / 2 / o["length"])
     sine, cosine = theta.sin().float(), theta.cos().float()
 
     def features(x):
