@@ -25,6 +25,9 @@ pub struct Form {
     layer: fn(&mut Layer) -> Result<()>,
 }
 
+/// What layers with the delta rule need.
+const DELTA: &[(&str, &str)] = &[("output_gate", "false"), ("beta_bias", "false"), ("convolution", "true")];
+
 pub const FORMS: &[Form] = &[
     Form {
         mixer: "gla",
@@ -53,7 +56,7 @@ pub const FORMS: &[Form] = &[
         mixer: "deltanet",
         model_type: "delta_net",
         architecture: "DeltaNetForCausalLM",
-        needs: &[("output_gate", "false"), ("beta_bias", "false"), ("convolution", "true")],
+        needs: DELTA,
         settings: |spec, conversion| {
             json!({
                 "expand_k": expansion(spec),
@@ -64,17 +67,13 @@ pub const FORMS: &[Form] = &[
                 "qk_activation": "silu",
             })
         },
-        layer: |layer| {
-            layer.put("b_proj.weight", layer.own("beta_weight")?);
-            layer.projections(layer.repeats(), 1)?;
-            layer.normed_output("o_norm")
-        },
+        layer: |layer| layer.delta_rule(1),
     },
     Form {
         mixer: "gated-deltanet",
         model_type: "gated_deltanet",
         architecture: "GatedDeltaNetForCausalLM",
-        needs: &[("output_gate", "false"), ("beta_bias", "false"), ("convolution", "true")],
+        needs: DELTA,
         settings: |spec, conversion| {
             json!({
                 "head_dim": spec.head_width,
@@ -84,17 +83,15 @@ pub const FORMS: &[Form] = &[
             })
         },
         layer: |layer| {
-            layer.put("b_proj.weight", layer.own("beta_weight")?);
             layer.decay()?;
-            layer.projections(layer.repeats(), 1)?;
-            layer.normed_output("o_norm")
+            layer.delta_rule(1)
         },
     },
     Form {
         mixer: "delta-product",
         model_type: "gated_deltaproduct",
         architecture: "GatedDeltaProductForCausalLM",
-        needs: &[("output_gate", "false"), ("beta_bias", "false"), ("convolution", "true")],
+        needs: DELTA,
         settings: |spec, conversion| {
             json!({
                 "head_dim": spec.head_width,
@@ -106,12 +103,9 @@ pub const FORMS: &[Form] = &[
             })
         },
         layer: |layer| {
-            let beta = [layer.own("beta_weight")?, layer.own("more_beta_weight")?];
-            layer.put("b_proj.weight", Tensor::cat(&beta, 0)?);
             layer.decay()?;
             let writes = layer.conversion.options.get("micro_steps").and_then(Value::as_u64).unwrap_or(1);
-            layer.projections(layer.repeats(), writes as usize)?;
-            layer.normed_output("o_norm")
+            layer.delta_rule(writes as usize)
         },
     },
     Form {
@@ -130,7 +124,6 @@ pub const FORMS: &[Form] = &[
             })
         },
         layer: |layer| {
-            layer.put("b_proj.weight", layer.own("beta_weight")?);
             layer.put("f_proj.0.weight", layer.own("gate_down")?);
             layer.put("f_proj.1.weight", layer.own("gate_up")?);
             layer.put("dt_bias", layer.own("dt_bias")?);
@@ -138,8 +131,7 @@ pub const FORMS: &[Form] = &[
             layer.put("g_proj.0.weight", layer.own("output_gate_down")?);
             layer.put("g_proj.1.weight", layer.own("output_gate_up")?);
             layer.put("g_proj.1.bias", layer.own("output_gate_bias")?);
-            layer.projections(layer.repeats(), 1)?;
-            layer.normed_output("o_norm")
+            layer.delta_rule(1)
         },
     },
 ];
@@ -219,17 +211,23 @@ impl Layer<'_> {
         Ok(self.bound.get(name)?.value().clone())
     }
 
-    /// Query heads that share a key.
-    fn repeats(&self) -> usize {
-        self.spec.heads / self.spec.kv_heads
-    }
-
     /// The decay of each head.
     fn decay(&mut self) -> Result<()> {
         self.put("a_proj.weight", self.own("decay_weight")?);
         self.put("dt_bias", self.own("dt_bias")?);
         self.put("A_log", self.own("a_log")?.flatten_all()?);
         Ok(())
+    }
+
+    /// All but the decay of a layer with so many delta rules a token: keys and values for each query head.
+    fn delta_rule(&mut self, writes: usize) -> Result<()> {
+        let mut beta = vec![self.own("beta_weight")?];
+        if writes > 1 {
+            beta.push(self.own("more_beta_weight")?);
+        }
+        self.put("b_proj.weight", Tensor::cat(&beta, 0)?);
+        self.projections(self.spec.heads / self.spec.kv_heads, writes)?;
+        self.normed_output("o_norm")
     }
 
     /// q, k and v with their convolutions, each head of keys and values `repeats` times, those of further writes below

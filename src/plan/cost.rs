@@ -7,7 +7,7 @@
 
 use crate::arch::Spec;
 use crate::mixer::Mixer;
-use crate::model::{Adapter, Student, Target, softmax};
+use crate::model::{Student, Target, softmax};
 use crate::recipe::{AttentionTransfer, Lora};
 
 /// Bytes of an f32.
@@ -200,7 +200,7 @@ fn adapter_parameters(stage: &Lora, spec: &Spec) -> f64 {
 
 /// Names and shapes of what a LoRA stage adds.
 pub(super) fn adapter_tensors(stage: &Lora, spec: &Spec) -> Vec<(String, Vec<usize>)> {
-    let adapter = Adapter { rank: stage.lora.rank, alpha: stage.lora.alpha, targets: stage.lora.on.clone() };
+    let adapter = stage.lora.adapter();
     let of = |layer| adapter.tensors(spec, layer).into_iter().map(|(name, shape, _)| (name, shape));
     (0..spec.layers).flat_map(of).collect()
 }

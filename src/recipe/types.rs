@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 pub use crate::mixer::{Combine, Window};
+use crate::model::Adapter;
 pub use crate::model::Target;
 pub use crate::stage::Match;
 pub use crate::train::{Batch, Optimizer, Schedule, ScheduleKind};
@@ -164,6 +165,13 @@ pub struct LoraShape {
     /// Folder of an adapter in PEFT's format to start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+}
+
+impl LoraShape {
+    /// What a stage of this shape trains.
+    pub fn adapter(&self) -> Adapter {
+        Adapter { rank: self.rank, alpha: self.alpha, targets: self.on.clone() }
+    }
 }
 
 fn words<S: serde::Serializer>(on: &[Target], serializer: S) -> Result<S::Ok, S::Error> {

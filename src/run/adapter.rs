@@ -6,7 +6,6 @@
 
 use crate::arch::{Spec, Target};
 use crate::export::read_adapter;
-use crate::model::Adapter;
 use crate::recipe::{LoraShape, Recipe};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -20,11 +19,6 @@ pub struct Start {
     pub digest: String,
 }
 
-/// What a stage of this shape trains.
-pub fn wanted(shape: &LoraShape) -> Adapter {
-    Adapter { rank: shape.rank, alpha: shape.alpha, targets: shape.on.clone() }
-}
-
 /// Reads the adapter that stage `index` names, if it names one, and holds it to the stage's shape. A stage that has
 /// `begun` can do without.
 pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begun: bool) -> Result<Option<Start>> {
@@ -34,7 +28,7 @@ pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begu
         return if begun { Ok(None) } else { Err(absent(recipe, index)) };
     }
     let (found, tensors) = read_adapter(&folder, spec)?;
-    let wanted = wanted(shape);
+    let wanted = shape.adapter();
     let sorted = |targets: &[Target]| {
         let mut targets = targets.to_vec();
         targets.sort();

@@ -81,7 +81,7 @@ impl<'a> Pipeline<'a> {
                 // A second adapter starts on weights that hold the first.
                 self.merge()?;
                 let model = self.model.clone();
-                let adapter = adapter::wanted(&s.lora);
+                let adapter = s.lora.adapter();
                 let decay = s.training.optimizer.weight_decay;
                 let groups = Lora::trained(&self.student, &model, &adapter, s.train_mixer, decay);
                 self.student.adapt(adapter, &model.spec, self.recipe.seed.wrapping_add(index as u64))?;

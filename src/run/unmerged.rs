@@ -4,7 +4,7 @@ use super::store::{REPORT, RESULT};
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location, load_tensors};
 use crate::evaluate::Report;
-use crate::model::{Adapter, Conversion, Model, Student};
+use crate::model::{Conversion, Model, Student};
 use crate::recipe::{Recipe, StageRecipe};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -51,8 +51,7 @@ pub fn unmerged(run: &Path) -> Result<Unmerged> {
             _ => {
                 if let StageRecipe::Lora(s) = stage {
                     student.merge(&mut model)?;
-                    let (rank, alpha, targets) = (s.lora.rank, s.lora.alpha, s.lora.on.clone());
-                    student.adapter = Some(Adapter { rank, alpha, targets });
+                    student.adapter = Some(s.lora.adapter());
                 }
                 student.tensors = load_tensors(&folder.join(RESULT))?.0;
             }

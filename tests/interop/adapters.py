@@ -116,9 +116,7 @@ def main():
         written(folder, failures)
     of_a_run(program, failures)
     version = f"transformers {transformers.__version__}, PEFT {peft.__version__}"
-    print(f"{version}: {failures.checks} checks of adapters, {len(failures.messages)} wrong")
-    if failures.messages:
-        sys.exit(1)
+    failures.end(f"{version}: {failures.checks} checks of adapters")
 
 
 if __name__ == "__main__":

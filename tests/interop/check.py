@@ -48,6 +48,12 @@ class Failures:
             self.messages.append(what)
             print(f"  WRONG {what}", flush=True)
 
+    def end(self, what):
+        """The last line of a script; fails where a check has."""
+        print(f"{what}, {len(self.messages)} wrong")
+        if self.messages:
+            sys.exit(1)
+
 
 def left_padded(prompts, pad=0):
     longest = max(len(prompt) for prompt in prompts)
@@ -103,11 +109,9 @@ def main():
             parity(folder, failures)
         except Exception as error:  # the next case may be fine
             failures.true(f"{folder.name}: {type(error).__name__}: {error}", False)
-    version, seconds = f"transformers {transformers.__version__}", time.time() - began
+    failures.true("there are folders", bool(folders))
     counts = f"{len(folders)} folders, {failures.checks} checks, largest difference {failures.worst:.1e}"
-    print(f"{version}: {counts}, {len(failures.messages)} wrong, {seconds:.0f} s")
-    if not folders or failures.messages:
-        sys.exit(1)
+    failures.end(f"transformers {transformers.__version__}: {counts}, {time.time() - began:.0f} s")
 
 
 if __name__ == "__main__":

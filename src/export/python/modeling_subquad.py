@@ -1370,10 +1370,11 @@ def frequencies(rope, tokens):
 
 
 class Call:
-    """Where the tokens of one call stand: padding, positions in their text, angles of rotary positions."""
+    """Where the tokens of one call stand: padding, positions in their text, those that are given instead (`rotary`) and
+    their angles."""
 
     def __init__(self, spec, mask, position, rotary):
-        self.mask, self.position = mask, position
+        self.mask, self.position, self.rotary = mask, position, rotary
         longest = int(rotary.max()) + 1 if any(r["scaling"]["kind"] in ("dynamic", "long") for r in spec.ropes) else 0
         self.angles = []
         for rope in spec.ropes:
@@ -1512,7 +1513,7 @@ class SubquadPreTrainedModel(PreTrainedModel):
     def blocks(self):
         return [self.get_submodule(block_path(self.spec, layer)) for layer in range(self.spec.layers)]
 
-    def run(self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, hidden_states):
+    def run(self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, wanted):
         """Hidden states after the final norm, the cache, and the inputs of all blocks where they are wanted."""
         spec, blocks = self.spec, self.blocks()
         if (input_ids is None) == (inputs_embeds is None):
@@ -1533,7 +1534,7 @@ class SubquadPreTrainedModel(PreTrainedModel):
         call = self.place_tokens(x, attention_mask, position_ids, layers[0])
         if spec.positions is not None:
             rows = self.get_submodule(self.outer["positions"])
-            x = x + rows(self.rotary_positions(call, position_ids) + spec.positions["offset"])
+            x = x + rows(call.rotary + spec.positions["offset"])
         inputs = []
         for block, layer in zip(blocks, layers):
             inputs.append(x)
@@ -1541,7 +1542,8 @@ class SubquadPreTrainedModel(PreTrainedModel):
             if layer is not None:
                 layer.seen += x.shape[1]
         x = self.get_submodule(self.outer["final"])(x)
-        return x, past_key_values, (*inputs, x) if hidden_states else None
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        return x, past_key_values, (*inputs, x) if wanted else None
 
     def place_tokens(self, x, mask, position_ids, layer):
         """Positions of a call's tokens, those of their text before it counted."""
@@ -1561,9 +1563,6 @@ class SubquadPreTrainedModel(PreTrainedModel):
         rotary = position if position_ids is None else position_ids.to(x.device).expand(batch, tokens)
         return Call(self.spec, mask, position, rotary)
 
-    def rotary_positions(self, call, position_ids):
-        return call.position if position_ids is None else position_ids.expand_as(call.position)
-
 
 class SubquadModel(SubquadPreTrainedModel):
     """The decoder without its head."""
@@ -1582,9 +1581,8 @@ class SubquadModel(SubquadPreTrainedModel):
         return_dict=None,
         **kwargs,
     ):
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        arguments = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, wanted)
-        x, cache, hidden = self.run(*arguments)
+        arguments = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        x, cache, hidden = self.run(*arguments, output_hidden_states)
         output = BaseModelOutputWithPast(last_hidden_state=x, past_key_values=cache, hidden_states=hidden)
         return output if return_dict is not False else output.to_tuple()
 
@@ -1616,9 +1614,8 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         token_type_ids=None,  # tokenizers of transformers 4 add them, and a decoder has no use for them
         **kwargs,
     ):
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        arguments = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, wanted)
-        x, cache, hidden = self.run(*arguments)
+        arguments = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        x, cache, hidden = self.run(*arguments, output_hidden_states)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(x[:, keep] * self.spec.multipliers["logits"])
         if self.spec.logit_cap is not None:
