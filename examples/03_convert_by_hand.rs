@@ -67,6 +67,7 @@ fn main() -> Result<()> {
         options: Default::default(),
         window: Some(Window { size: 16, sinks: 0, combine: Combine::Joint }),
         softmax_layers: vec![],
+        trained_sequence: Some(text.sequence()),
     };
     let mut student = Student::new(conversion, &spec, 0)?;
     let new: usize = student.tensors.values().map(|t| t.elem_count()).sum();

@@ -25,7 +25,7 @@ fn windows(model_name: &str, text: &str, tokens: usize) -> Windows {
 }
 
 fn perplexities(model: &Model, student: &Student, windows: &Windows) -> (f64, Option<f64>) {
-    let text = EvaluationText { windows, name: "test" };
+    let text = EvaluationText::new("test", windows.clone());
     let report = evaluate(model, Some(student), Some(model), &text, &mut Silent).unwrap();
     let silent = report.controls.iter().find(|c| c.name == "silent mixer").map(|c| c.score.perplexity);
     (report.model.perplexity, silent)

@@ -3,16 +3,16 @@
 mod common;
 
 use candle_core::Tensor;
-use common::models::{student, teacher};
+use common::models::{student, student_of, teacher};
 use subquad::checkpoint::load_tensors;
 use subquad::evaluate::{EvaluationText, Report, evaluate};
-use subquad::mixer::Branches;
+use subquad::mixer::{Branches, Combine, MIXERS, Window};
 use subquad::model::{Flow, Model, Student, Tap, Target, View};
 use subquad::progress::Silent;
 use subquad::text::Windows;
 
 fn run(model: &Model, student: Option<&Student>, teacher: Option<&Model>, windows: &Windows) -> Report {
-    evaluate(model, student, teacher, &EvaluationText { windows, name: "test" }, &mut Silent).unwrap()
+    evaluate(model, student, teacher, &EvaluationText::new("test", windows.clone()), &mut Silent).unwrap()
 }
 
 fn some_windows() -> Windows {
@@ -99,4 +99,28 @@ fn controls_show_what_each_branch_does() {
         assert!(json.contains(&format!("\"{key}\"")), "{json}");
     }
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+}
+
+/// Where the window covers every key, the linear branch of a joint mixer sees nothing, and switching it off changes
+/// nothing: the trained scale of the output stays. The untrained window is then the teacher.
+#[test]
+fn window_only_keeps_what_was_trained() {
+    let model = teacher("stories260K");
+    let window = Window { size: 64, sinks: 0, combine: Combine::Joint };
+    let mut tested = 0;
+    for mixer in MIXERS.iter().filter(|m| m.combine.contains(&Combine::Joint)).map(|m| m.name) {
+        let mut scaled = student_of(mixer, &model, Some(window), &[]);
+        let scales = scaled.tensors.iter_mut().filter(|(name, _)| name.ends_with("output_scale"));
+        if scales.map(|(_, t)| *t = (&*t * 0.8).unwrap()).count() == 0 {
+            continue;
+        }
+        tested += 1;
+        let report = run(&model, Some(&scaled), Some(&model), &some_windows());
+        let perplexity = |name| report.control(name).unwrap().perplexity;
+        let (own, teacher) = (report.model.perplexity, report.teacher_perplexity.unwrap());
+        assert!((perplexity("window only") / own - 1.0).abs() < 1e-6, "{mixer}: {report:?}");
+        assert!((perplexity("bare window") / teacher - 1.0).abs() < 1e-6, "{mixer}: {report:?}");
+        assert!((own / teacher - 1.0).abs() > 1e-3, "{mixer}: the scale has an effect");
+    }
+    assert!(tested >= 5, "{tested} mixers have a scale beside a joint window");
 }

@@ -4,102 +4,145 @@ use super::format::{self, Align, table};
 use super::opened::{Loaded, Opened};
 use super::printer::Printer;
 use crate::checkpoint::Location;
-use crate::evaluate::{self, EvaluationText, Report, Score};
-use crate::hub;
-use crate::model::Student;
-use crate::progress::{Progress, Unit};
-use crate::run::teacher_of_run;
-use crate::text::{Windows, documents, tokenize};
+use crate::evaluate::{self, EvaluationText, Report, Score, Selection, beyond_training};
+use crate::model::{Conversion, Student};
+use crate::run::{evaluations_of_run, teacher_of_run};
 use crate::{Error, Result};
 
-/// Longest window that is chosen when none is asked for.
-const LONGEST_DEFAULT: usize = 1024;
+/// Longest window that is chosen for a model of which no training length is known.
+const MAX_DEFAULT_SEQUENCE: usize = 1024;
 
 /// Measure perplexity, and the distance to a teacher, on a text
 ///
 /// A converted model is compared with its teacher, and with controls that switch off a branch of its
 /// mixers. Perplexity: the text is cut into consecutive windows, each token but the first of a window is
-/// predicted.
+/// predicted. The model of a run is evaluated as its recipe evaluated it: the options change that.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A folder, a run, builtin:NAME, or OWNER/NAME[@REVISION] on the Hub
     model: String,
     /// A text that the model was not trained on: .txt, .jsonl, a folder of them, builtin:NAME, or
-    /// OWNER/NAME[/FILE] on the Hub
+    /// OWNER/NAME[/FILE] on the Hub [default: the text of the run's last evaluation]
     #[arg(long, value_name = "FILE")]
-    text: String,
+    text: Option<String>,
     /// Compare with this model [default: the one that a converted model was made from]
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
-    /// Tokens of a window [default: the model's context, at most 1024]
+    /// Tokens of a window [default: as in the run's evaluation; else the length that a converted model was
+    /// trained at; else the model's context, at most 1024]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1 << 24))]
     sequence: Option<u64>,
-    /// How much of the text, from its start: 64K, 1M or a whole number [default: all]
-    #[arg(long, value_name = "N", value_parser = tokens)]
-    tokens: Option<usize>,
-    /// Take --tokens as windows from all over the text rather than from its start
-    #[arg(long, requires = "tokens")]
-    spread: bool,
+    /// Tokens to evaluate: 64K, 1M, a whole number, or `all` [default: as in the run's evaluation of this
+    /// text, else all]
+    #[arg(long, value_name = "N", value_parser = amount)]
+    tokens: Option<Amount>,
+    /// Take --tokens as windows from all over the text, or with --spread=false from its start [default: as in
+    /// the run's evaluation of this text, else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    spread: Option<bool>,
     /// Print JSON: tokens, perplexity, teacher_perplexity, kl, top1, controls
     #[arg(long)]
     json: bool,
 }
 
-fn tokens(text: &str) -> Result<usize, String> {
+/// The value of `--tokens`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Amount {
+    All,
+    Tokens(u64),
+}
+
+fn amount(text: &str) -> Result<Amount, String> {
+    if text == "all" {
+        return Ok(Amount::All);
+    }
     let (digits, scale) = match text.strip_suffix(['K', 'M', 'B']) {
         Some(digits) if text.ends_with('K') => (digits, 1_000),
         Some(digits) if text.ends_with('M') => (digits, 1_000_000),
         Some(digits) => (digits, 1_000_000_000),
         None => (text, 1),
     };
-    let tokens = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(scale)).filter(|&n| n > 0);
-    tokens.ok_or_else(|| "a number of tokens such as 64K or a whole number is expected".into())
+    let tokens = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(scale)).filter(|&n| n > 0);
+    tokens.map(Amount::Tokens).ok_or_else(|| "expected a number of tokens such as 64K, a whole number, or `all`".into())
+}
+
+/// The text to evaluate on, and the windows of it.
+struct Choice {
+    name: String,
+    location: Location,
+    selection: Selection,
 }
 
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
-        let text = Location::resolve(&self.text, None)?;
-        let opened = Opened::open(&self.model, None)?.fetched(printer)?;
-        let sequence = self.sequence.map_or(opened.spec.context.min(LONGEST_DEFAULT), |n| n as usize);
-        let name = text.to_string();
+        let opened = Opened::open(&self.model, None)?;
+        let Choice { name, location, selection } = self.choice(&opened, printer)?;
+        let opened = opened.fetched(printer)?;
         let mut works = printer.works();
-        let text = hub::text(&text, &mut works)?;
-        let ids = self.ids(&opened, &text, &mut works)?;
         // Refuses a text that is too short before any weight is read.
-        let all = Windows::new(ids, sequence, &name)?;
-        let windows = match self.tokens {
-            Some(tokens) if self.spread => all.spread(tokens as u64),
-            _ => all,
-        };
-
+        let text = EvaluationText::read(&name, &location, selection, &opened.tokenizer()?, &mut works)?;
         let Loaded { model, student } = opened.load()?;
-        let teacher = match (&self.teacher, &student) {
-            (Some(teacher), _) => Some(load_teacher(teacher, &opened, printer)?),
-            (None, Some(student)) => load_teacher(&teacher_of(&opened, student), &opened, printer)
+        let teacher = self.teacher(&opened, student.as_ref(), printer)?;
+        let report = evaluate::evaluate(&model, student.as_ref(), teacher.as_ref(), &text, &mut works)?;
+        if self.json { printer.json(&report) } else { printer.data(rendered(&report, student.is_some())) }
+    }
+
+    /// The options where they are given, else what the run that holds the model evaluated, else defaults.
+    fn choice(&self, opened: &Opened, printer: &Printer) -> Result<Choice> {
+        let evaluations = opened.checkpoint.path().parent().map(evaluations_of_run).unwrap_or_default();
+        let same_text =
+            |report: &&Report| self.text.as_ref().is_none_or(|t| *t == report.text || *t == report.location);
+        let own = evaluations.iter().rev().find(same_text);
+        let (name, place) = match (&self.text, own) {
+            (Some(text), _) => (text.clone(), text.as_str()),
+            (None, Some(own)) => (own.text.clone(), own.location.as_str()),
+            (None, None) => {
+                let hint = "name one with `--text FILE`; only a run that has evaluated its student knows one by itself";
+                return Err(Error::usage("there is no text to evaluate on", hint));
+            }
+        };
+        let location = Location::resolve(place, None)?;
+        let as_in_run = own.map(Report::selection);
+        let trained = Conversion::of(&opened.checkpoint)?.and_then(|conversion| conversion.trained_sequence);
+        let selection = Selection {
+            tokens: match self.tokens {
+                Some(Amount::Tokens(tokens)) => Some(tokens),
+                Some(Amount::All) => None,
+                None => as_in_run.and_then(|own| own.tokens),
+            },
+            sequence: (self.sequence.map(|n| n as usize))
+                .or(own.or(evaluations.last()).map(|report| report.sequence))
+                .or(trained)
+                .unwrap_or(opened.spec.context.min(MAX_DEFAULT_SEQUENCE)),
+            spread: self.spread.unwrap_or(as_in_run.is_some_and(|own| own.spread)),
+        };
+        if self.spread == Some(true) && selection.tokens.is_none() {
+            return Err(Error::usage("`--spread` chooses a part of a text", "say how much of it with `--tokens N`"));
+        }
+        if let Some((trained, warning)) = trained.and_then(|t| Some((t, beyond_training(selection.sequence, t)?))) {
+            printer.warn(format_args!("{warning}; `--sequence {trained}` measures what was trained"));
+        }
+        Ok(Choice { name, location, selection })
+    }
+
+    fn teacher(
+        &self,
+        opened: &Opened,
+        student: Option<&Student>,
+        printer: &Printer,
+    ) -> Result<Option<crate::model::Model>> {
+        match (&self.teacher, student) {
+            (Some(teacher), _) => load_teacher(teacher, opened, printer).map(Some),
+            (None, Some(student)) => Ok(load_teacher(&teacher_of(opened, student), opened, printer)
                 .inspect_err(|error| {
                     printer.warn(format_args!(
                         "the teacher cannot be opened, so nothing is compared with it: {error}\n\
                          name it with `--teacher MODEL`"
                     ));
                 })
-                .ok(),
-            (None, None) => None,
-        };
-        let text = EvaluationText { windows: &windows, name: &name };
-        let report = evaluate::evaluate(&model, student.as_ref(), teacher.as_ref(), &text, &mut works)?;
-        if self.json { printer.json(&report) } else { printer.data(rendered(&report, student.is_some())) }
-    }
-
-    fn ids(&self, opened: &Opened, text: &Location, works: &mut dyn Progress) -> Result<Vec<u32>> {
-        let tokenizer = opened.tokenizer()?;
-        let documents = documents(text)?;
-        let bytes = documents.iter().map(|document| document.len() as u64).sum();
-        works.begin("tokenize", 0, bytes, Unit::Bytes);
-        let ids = tokenize(&documents, &tokenizer, self.tokens.filter(|_| !self.spread), &mut |done| {
-            works.advance(done, "")
-        })?;
-        works.end(&format!("{} tokens", format::count(ids.len() as u64)));
-        Ok(ids)
+                .ok()),
+            (None, None) => Ok(None),
+        }
     }
 }
 
@@ -150,6 +193,6 @@ pub(super) fn rendered(report: &Report, converted: bool) -> String {
     }
     rows.extend(report.controls.iter().map(|control| row(&control.name, &control.score)));
     let columns = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Right];
-    let (tokens, sequence) = (format::count(report.tokens), report.sequence);
-    format!("{}{}: {tokens} tokens predicted, windows of {sequence}\n", table(&columns, &rows), report.text)
+    let tokens = format::count(report.tokens);
+    format!("{}{}: {tokens} tokens predicted in {}\n", table(&columns, &rows), report.text, report.windows_in_words())
 }

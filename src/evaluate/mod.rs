@@ -5,26 +5,21 @@
 
 mod layers;
 pub mod report;
+mod text;
 
 pub use report::{Control, LayerError, Report, Score};
+pub(crate) use text::tokenized;
+pub use text::{EvaluationText, Part, Selection, beyond_training};
 
 use crate::mixer::Branches;
 use crate::model::{Model, Student, View};
 use crate::ops::head::{self, Sums};
 use crate::progress::{Progress, Unit, check_interrupt};
-use crate::text::Windows;
 use crate::{Error, Result};
 use candle_core::Tensor;
 
 /// Tokens that are run at once.
 const BATCH_TOKENS: usize = 4096;
-
-/// A tokenised text.
-pub struct EvaluationText<'a> {
-    pub windows: &'a Windows,
-    /// As the user named it.
-    pub name: &'a str,
-}
 
 /// Scores `student` on `model`'s weights (or `model` alone), the teacher, and the controls of a student: its window
 /// only, its linear branch only, the teacher with nothing but the window, nothing trained, and its mixers silent. With
@@ -56,7 +51,7 @@ pub fn evaluate(
         ));
     }
 
-    let windows = text.windows;
+    let windows = &text.windows;
     let sequence = windows.sequence();
     let batch = (BATCH_TOKENS / sequence).max(1);
     let mut sums = vec![Sums::default(); views.len()];
@@ -81,9 +76,12 @@ pub fn evaluate(
     let named = |name: &str| views.iter().position(|(n, _)| *n == name).map(|i| sums[i]);
     let own = named("student").unwrap_or_default();
     let report = Report {
-        text: text.name.to_string(),
+        text: text.name.clone(),
+        location: text.location.clone(),
         tokens: own.tokens,
         sequence,
+        windows: windows.len(),
+        part: text.part,
         model: scored(&own, teacher.is_some()),
         teacher_perplexity: named("teacher").map(|s| scored(&s, false).perplexity),
         layer_errors,
@@ -101,7 +99,7 @@ pub fn evaluate(
 
 /// The teacher's weights under the student's window.
 fn bare<'a>(teacher: &'a Model, student: &'a Student) -> View<'a> {
-    View::student(teacher, student).with(Branches::WindowOnly).without_adapter()
+    View::student(teacher, student).with(Branches::UntrainedWindow).without_adapter()
 }
 
 /// Sums of every view on one batch; views on one head share its pass.

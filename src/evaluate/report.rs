@@ -1,5 +1,6 @@
 //! What an evaluation says.
 
+use super::text::{Part, Selection};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One model on one text.
@@ -19,12 +20,18 @@ pub struct Score {
 /// The evaluated model, its teacher and its controls on the same tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The text's location as given.
+    /// The text as the user named it.
     pub text: String,
+    /// A name of the text that any working directory understands: an absolute path, `builtin:NAME`, or a Hub id.
+    pub location: String,
     /// Tokens predicted.
     pub tokens: u64,
     /// Tokens of a window; each predicts its last `sequence - 1`.
     pub sequence: usize,
+    /// Number of windows.
+    pub windows: usize,
+    /// The place of the windows in the text.
+    pub part: Part,
     /// The evaluated model.
     #[serde(flatten)]
     pub model: Score,
@@ -33,9 +40,9 @@ pub struct Report {
     /// Of every replaced layer, on the first 4096 tokens; none without a teacher.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub layer_errors: Vec<LayerError>,
-    /// Controls of a converted model: `window only` and `linear only` switch a branch of it off; `bare window` is the
-    /// teacher with nothing but the window, nothing trained; `silent mixer` has zero in place of every replaced
-    /// layer's attention.
+    /// Controls of a converted model: `window only` and `linear only` switch a branch of it off, with all else as it was
+    /// trained; `bare window` is the teacher with nothing but the window, nothing trained; `silent mixer` has zero in
+    /// place of every replaced layer's attention.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub controls: Vec<Control>,
 }
@@ -63,6 +70,22 @@ pub struct Control {
 }
 
 impl Report {
+    /// The selection that evaluates the same windows again.
+    pub fn selection(&self) -> Selection {
+        let tokens = (self.windows * self.sequence) as u64;
+        Selection {
+            tokens: (self.part != Part::Whole).then_some(tokens),
+            sequence: self.sequence,
+            spread: self.part == Part::Spread,
+        }
+    }
+
+    /// The windows in words: "62 windows of 1024, spread over the text".
+    pub fn windows_in_words(&self) -> String {
+        let plural = if self.windows == 1 { "" } else { "s" };
+        format!("{} window{plural} of {}, {}", self.windows, self.sequence, self.part.description())
+    }
+
     /// Perplexity over the teacher's.
     pub fn ratio(&self) -> Option<f64> {
         self.teacher_perplexity.map(|t| self.model.perplexity / t)

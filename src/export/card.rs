@@ -188,8 +188,8 @@ fn evaluation(reports: &[Report]) -> Result<String> {
 }
 
 fn write_report(text: &mut String, report: &Report) -> std::fmt::Result {
-    let Report { tokens, sequence, .. } = report;
-    writeln!(text, "\n{}, {tokens} tokens in windows of {sequence}:\n", code(&report.text))?;
+    let Report { tokens, text: name, .. } = report;
+    writeln!(text, "\n{}, {tokens} tokens in {}:\n", code(name), report.windows_in_words())?;
     writeln!(text, "| model | perplexity | KL to the teacher | same top token |")?;
     writeln!(text, "| --- | ---: | ---: | ---: |")?;
     let row = |name: &str, score: &Score| {

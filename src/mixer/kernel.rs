@@ -138,6 +138,7 @@ impl KernelMixer {
         linear: Option<(Var, Var)>,
         heads: &Heads,
         bound: &Bound,
+        branches: Branches,
     ) -> Result<Var> {
         match (window, linear, self.window) {
             (Some(w), Some(l), Some(window)) => match window.combine {
@@ -150,6 +151,10 @@ impl KernelMixer {
                     window.blend(&w, &self.alone(&l, bound)?, bound)
                 }
             },
+            // The window's factor cancels against its own normaliser; the scale of the joint output does not.
+            (Some(w), None, Some(Window { combine: Combine::Joint, .. })) if branches == Branches::WindowOnly => {
+                Mixer::scale(self).apply(&quotient::quotient(&w.0, &w.1, 0.0)?, bound)
+            }
             (Some(w), ..) => quotient::quotient(&w.0, &w.1, 0.0),
             (None, Some(l), _) => self.alone(&l, bound),
             // The only branch is switched off: the mixer is silent.
@@ -165,7 +170,7 @@ impl KernelMixer {
 
     fn window_of(&self, heads: &Heads, joined: &Joined, branches: Branches) -> Result<Option<(Var, Var)>> {
         match self.window {
-            Some(w) if branches != Branches::LinearOnly => joined.attend(w.sight(), heads).map(Some),
+            Some(w) if branches.window() => joined.attend(w.sight(), heads).map(Some),
             _ => Ok(None),
         }
     }
@@ -206,7 +211,7 @@ impl Mixer for KernelMixer {
         let joined = Joined::of(heads, state.as_deref())?;
         let mut linear = None;
         // Without a state to leave, a switched-off linear branch need not be computed.
-        if state.is_some() || branches != Branches::WindowOnly {
+        if state.is_some() || branches.linear() {
             let features = self.features(heads, state.as_deref(), bound)?;
             linear = Some(self.linear(heads, &features, &joined, state.as_deref())?);
         }
@@ -217,8 +222,8 @@ impl Mixer for KernelMixer {
             state.tensors.insert("z", linear.normaliser.value().clone());
             self.keep(heads, &joined, raw, state)?;
         }
-        let linear = linear.filter(|_| branches != Branches::WindowOnly).map(|l| (l.num, l.den));
-        self.combine(window, linear, heads, bound)
+        let linear = linear.filter(|_| branches.linear()).map(|l| (l.num, l.den));
+        self.combine(window, linear, heads, bound, branches)
     }
 
     fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor> {
@@ -256,7 +261,7 @@ impl Mixer for KernelMixer {
         state.tensors.insert("s", s);
         state.tensors.insert("z", z);
         self.keep(heads, &joined, raw, state)?;
-        Ok(self.combine(window, Some((num.into(), den.into())), heads, bound)?.value().clone())
+        Ok(self.combine(window, Some((num.into(), den.into())), heads, bound, Branches::Both)?.value().clone())
     }
 
     fn transfer(&self, heads: &Heads, bound: &Bound, weights: bool) -> Result<(Var, Option<Var>)> {
@@ -275,7 +280,7 @@ impl Mixer for KernelMixer {
         let features = self.features(heads, None, bound)?;
         let linear = self.linear(heads, &features, &joined, None)?;
         let of_window = self.window_of(heads, &joined, Branches::Both)?;
-        let output = self.combine(of_window, Some((linear.num, linear.den)), heads, bound)?;
+        let output = self.combine(of_window, Some((linear.num, linear.den)), heads, bound, Branches::Both)?;
         let (q, k) = heads.rotated()?;
         let (q, k, Features { q: a, k: b }) = (q.value(), k.value(), &features);
         let loss = attention_entropy::attention_entropy(q, k, a, b, window, &heads.documents, heads.scores)?;

@@ -174,12 +174,27 @@ pub struct Site {
 /// What to do about a mixer without attention weights.
 pub const NO_WEIGHTS: &str = "set `loss.weights = 0` in the attention-transfer stage";
 
-/// Which branches of a mixer take part: evaluation shows what each of them does.
+/// The branches of a mixer that take part: evaluation shows what each of them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Branches {
     Both,
+    /// The window as it was trained: a scale of the joint output stays.
     WindowOnly,
     LinearOnly,
+    /// Plain softmax over the window's keys, without any tensor of the mixer.
+    UntrainedWindow,
+}
+
+impl Branches {
+    /// True if the window takes part.
+    pub fn window(self) -> bool {
+        self != Branches::LinearOnly
+    }
+
+    /// True if the linear branch takes part.
+    pub fn linear(self) -> bool {
+        matches!(self, Branches::Both | Branches::LinearOnly)
+    }
 }
 
 /// A sequence mixer of one layer.

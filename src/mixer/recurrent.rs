@@ -53,21 +53,19 @@ impl Mixer for RecurrentMixer {
 
     fn mix(&self, heads: &Heads, bound: &Bound, mut state: Option<&mut State>, branches: Branches) -> Result<Var> {
         let window = match self.window {
-            Some(w) if state.is_some() || branches != Branches::LinearOnly => {
-                Some((w, Joined::of(heads, state.as_deref())?))
-            }
+            Some(w) if state.is_some() || branches.window() => Some((w, Joined::of(heads, state.as_deref())?)),
             _ => None,
         };
         let mut linear = None;
         // Without a state to leave, a switched-off branch need not be computed.
-        if state.is_some() || branches != Branches::WindowOnly {
+        if state.is_some() || branches.linear() {
             let mut carry = Carry::new(state.as_deref_mut(), &heads.documents);
             let output = self.recurrent.mix(heads, bound, &mut carry)?;
             linear = Some(self.recurrent.scale().apply(&output, bound)?);
         }
-        let linear = linear.filter(|_| branches != Branches::WindowOnly);
+        let linear = linear.filter(|_| branches.linear());
         let exact = match &window {
-            Some((w, joined)) if branches != Branches::LinearOnly => {
+            Some((w, joined)) if branches.window() => {
                 let (num, den) = joined.attend(w.sight(), heads)?;
                 Some((w, quotient::quotient(&num, &den, 0.0)?))
             }

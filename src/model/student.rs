@@ -25,9 +25,22 @@ pub struct Conversion {
     pub window: Option<Window>,
     /// Layers that keep softmax attention.
     pub softmax_layers: Vec<usize>,
+    /// Tokens of the training windows, the longest text that the student has learned from; `None` if it was not trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_sequence: Option<usize>,
 }
 
 impl Conversion {
+    /// The conversion that a checkpoint's config.json describes; `None` for a plain teacher.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Conversion>> {
+        let path = checkpoint.files().location().join(CONFIG);
+        let Some(block) = arch::conversion(checkpoint.config(), &path)? else { return Ok(None) };
+        let conversion = serde_json::from_value(serde_json::Value::Object(block.clone()));
+        conversion.map(Some).map_err(|e| {
+            Error::config(&path, format!("the block `subquad` cannot be read: {e}"), "export the model again")
+        })
+    }
+
     /// An option of the mixer that is a flag; one that it does not have is off.
     pub fn flag(&self, name: &str) -> bool {
         self.options.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false)
@@ -62,11 +75,8 @@ impl Student {
 
     /// The student that a converted checkpoint holds; `None` for a plain teacher.
     pub fn load(checkpoint: &Checkpoint, spec: &Spec) -> Result<Option<Student>> {
+        let Some(conversion) = Conversion::of(checkpoint)? else { return Ok(None) };
         let path = checkpoint.files().location().join(CONFIG);
-        let Some(block) = arch::conversion(checkpoint.config(), &path)? else { return Ok(None) };
-        let conversion = serde_json::from_value(serde_json::Value::Object(block.clone())).map_err(|e| {
-            Error::config(&path, format!("the block `subquad` cannot be read: {e}"), "export the model again")
-        })?;
         let mut student = Student::outline(conversion, spec).map_err(|e| {
             Error::config(&path, format!("the block `subquad` describes no model: {e}"), "export the model again")
         })?;

@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::evaluate::beyond_training;
 use crate::hub;
-use crate::recipe::{Recipe, StageRecipe};
+use crate::recipe::{Evaluate, Recipe, StageRecipe};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 use cost::{Cost, Costs};
@@ -336,6 +337,13 @@ fn notes(recipe: &Recipe, spec: &Spec, student: &StudentPlan, totals: &Totals, m
              little",
             recipe.data.sequence, spec.context
         ));
+    }
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        if let (StageRecipe::Evaluate(Evaluate { sequence: Some(sequence), .. }), Some(trained)) =
+            (stage, recipe.trained_sequence())
+        {
+            notes.extend(beyond_training(*sequence, trained).map(|what| format!("`stage.{index}.sequence`: {what}")));
+        }
     }
     if let Some(free) = machine.free_memory.filter(|&free| free < totals.memory) {
         notes.push(format!(

@@ -70,6 +70,7 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         options: recipe.student.options.clone(),
         window: recipe.student.window,
         softmax_layers: softmax.clone(),
+        trained_sequence: recipe.trained_sequence(),
     };
     let outline = Student::outline(conversion, spec)
         .map_err(|error| recipe.mistake("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;

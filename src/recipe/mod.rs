@@ -60,6 +60,12 @@ impl Recipe {
         Recipe::parse(argument, &text, base, sets)
     }
 
+    /// Tokens of a training window, if any stage reads the training text.
+    pub fn trained_sequence(&self) -> Option<usize> {
+        let reads = |stage: &StageRecipe| matches!(stage, StageRecipe::Calibrate(_)) || stage.training().is_some();
+        self.stages.iter().any(reads).then_some(self.data.sequence)
+    }
+
     /// A mistake that only shows beside other things (the model, the text), at the key with this dotted path:
     /// `recipe.mistake("student.keep_softmax", "the teacher has 6 layers", "...")`.
     pub fn mistake(&self, path: &str, what: impl Into<String>, hint: impl Into<String>) -> Error {

@@ -5,11 +5,12 @@ use super::adapter::{self, Start};
 use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::evaluate::{EvaluationText, Selection, tokenized};
 use crate::hub;
 use crate::model::Model;
-use crate::progress::{Progress, Unit};
+use crate::progress::Progress;
 use crate::recipe::{Evaluate, Recipe, StageRecipe};
-use crate::text::{Tokenizer, Windows, documents, tokenize};
+use crate::text::{Tokenizer, Windows, documents};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -29,7 +30,7 @@ pub struct Inputs {
     /// What LoRA stages start from, by the stage's index; not where the folder is gone and the stage has begun.
     pub starts: BTreeMap<usize, Start>,
     /// The text of each evaluation stage, by the stage's index.
-    pub evaluations: BTreeMap<usize, Windows>,
+    pub evaluations: BTreeMap<usize, EvaluationText>,
     /// Key of teacher, text, sequence and seed.
     pub key: String,
 }
@@ -80,38 +81,17 @@ impl Inputs {
     }
 }
 
-/// The windows of an evaluation stage's text.
+/// The text of an evaluation stage.
 fn evaluation_text(
     stage: &Evaluate,
     recipe: &Recipe,
     tokenizer: &Tokenizer,
     progress: &mut dyn Progress,
-) -> Result<Windows> {
-    let name = &stage.text;
-    let text = hub::text(&Location::resolve(name, recipe.base.as_deref())?, progress)?;
-    let documents = documents(&text)?;
-    let first = stage.tokens.filter(|_| !stage.spread).map(|t| usize::try_from(t).unwrap_or(usize::MAX));
-    let ids = tokenized(&documents, tokenizer, first, name, progress)?;
-    let windows = Windows::new(ids, stage.sequence.unwrap_or(recipe.data.sequence), name)?;
-    Ok(match stage.tokens {
-        Some(tokens) if stage.spread => windows.spread(tokens),
-        _ => windows,
-    })
-}
-
-/// Token ids of documents, with progress by bytes.
-fn tokenized(
-    documents: &[String],
-    tokenizer: &Tokenizer,
-    limit: Option<usize>,
-    name: &str,
-    progress: &mut dyn Progress,
-) -> Result<Vec<u32>> {
-    let bytes = documents.iter().map(|d| d.len() as u64).sum();
-    progress.begin(&format!("tokenize {name}"), 0, bytes, Unit::Bytes);
-    let ids = tokenize(documents, tokenizer, limit, &mut |done| progress.advance(done, ""))?;
-    progress.end(&format!("{} tokens", ids.len()));
-    Ok(ids)
+) -> Result<EvaluationText> {
+    let location = Location::resolve(&stage.text, recipe.base.as_deref())?;
+    let sequence = stage.sequence.unwrap_or(recipe.data.sequence);
+    let selection = Selection { tokens: stage.tokens, sequence, spread: stage.spread };
+    EvaluationText::read(&stage.text, &location, selection, tokenizer, progress)
 }
 
 /// Training windows, and the held-out ones where a schedule wants them.

@@ -11,6 +11,7 @@
 //! ```
 
 mod adapter;
+mod evaluations;
 mod folder;
 mod identity;
 mod inputs;
@@ -26,6 +27,7 @@ use crate::export::{ExportOptions, export};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
+pub use evaluations::evaluations_of_run;
 use folder::RunFolder;
 use inputs::Inputs;
 use ledger::Entry;

@@ -7,7 +7,7 @@ use super::inputs::Inputs;
 use super::ledger::Entry;
 use super::store::{REPORT, RESULT, STATE, StageStore, load_student, save_student};
 use crate::arch::FORMAT;
-use crate::evaluate::{EvaluationText, Report, evaluate};
+use crate::evaluate::{Report, evaluate};
 use crate::model::{Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
@@ -51,6 +51,7 @@ impl<'a> Pipeline<'a> {
             options: recipe.student.options.clone(),
             window: recipe.student.window,
             softmax_layers: plan.student.softmax.clone(),
+            trained_sequence: recipe.trained_sequence(),
         };
         let student = Student::new(conversion, spec, recipe.seed)?;
         let described = Conversion { teacher: String::new(), ..student.conversion.clone() };
@@ -224,11 +225,11 @@ impl<'a> Pipeline<'a> {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let name = &self.plan.stages[index].folder;
-        let windows = self.inputs.evaluations.get(&index);
-        let windows = windows.ok_or_else(|| Error::Internal(format!("{name} has no text")))?;
-        let sequence = windows.sequence();
+        let text = self.inputs.evaluations.get(&index);
+        let text = text.ok_or_else(|| Error::Internal(format!("{name} has no text")))?;
+        let windows = &text.windows;
         let digest = super::identity::chain("", &(0..windows.len()).map(|i| windows.get(i)).collect::<Vec<_>>())?;
-        let key = chain(&self.key, &(&stage.text, digest, sequence))?;
+        let key = chain(&self.key, &(&stage.text, digest, windows.sequence(), text.part))?;
         let path = folder.stage(name)?.join(REPORT);
         if folder.ledger()?.finished(name, &key).is_some()
             && let Some(report) = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok())
@@ -238,8 +239,7 @@ impl<'a> Pipeline<'a> {
             return Ok(());
         }
         let started = std::time::Instant::now();
-        let text = EvaluationText { windows, name: &stage.text };
-        let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), &text, progress)?;
+        let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), text, progress)?;
         let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
         crate::checkpoint::write_atomically(&path, &json)?;
         folder.ledger()?.append(Entry::finished(name, &key, started.elapsed().as_secs_f64()))?;

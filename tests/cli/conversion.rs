@@ -77,3 +77,41 @@ fn convert_and_use() {
     assert_eq!(fs::read(t.path("runs/smoke/model/model.safetensors")).unwrap(), weights);
     t.compare("conversion");
 }
+
+/// Two commands that evaluate the same model on the same text print the same figures, and windows longer than those of
+/// the training are said to be so.
+#[test]
+fn evaluate_repeats_the_run() {
+    let mut t = Transcript::new();
+    fs::copy(SMOKE, t.path("smoke.toml")).unwrap();
+    let convert = [&["convert", "smoke.toml"][..], &TINY, &["--set", "stage.3.spread=true"]].concat();
+    assert_eq!(t.run("a conversion", &convert).status, Some(0));
+    let own: Value = serde_json::from_slice(&fs::read(t.path("runs/smoke/4-evaluate/report.json")).unwrap()).unwrap();
+    assert_eq!((&own["part"], &own["sequence"]), (&"spread".into(), &128.into()));
+    let same = |report: &Value| {
+        for key in ["tokens", "windows", "sequence", "part", "text", "location"] {
+            assert_eq!(report[key], own[key], "{key}");
+        }
+        for key in ["perplexity", "teacher_perplexity", "kl"] {
+            let (a, b) = (report[key].as_f64().unwrap(), own[key].as_f64().unwrap());
+            assert!((a / b - 1.0).abs() < 1e-4, "{key}: {a} instead of {b}");
+        }
+    };
+    same(&json(&t.path(""), &["evaluate", "runs/smoke", "--json"]));
+    same(&json(&t.path(""), &["evaluate", "runs/smoke/model", "--text", "builtin:tinystories-valid", "--json"]));
+    let start = json(&t.path(""), &["evaluate", "runs/smoke", "--spread=false", "--json"]);
+    assert_eq!((&start["part"], &start["tokens"]), (&"start".into(), &own["tokens"]));
+    assert!(start["perplexity"] != own["perplexity"]);
+    let all = json(&t.path(""), &["evaluate", "runs/smoke", "--tokens", "all", "--json"]);
+    assert_eq!(all["part"], "whole");
+
+    t.run("longer than the training", &["evaluate", "runs/smoke", "--sequence", "512"]);
+    t.run("the model elsewhere", &["export", "runs/smoke", "--to", "out/model"]);
+    let elsewhere = ["evaluate", "out/model", "--text", "builtin:tinystories-valid", "--tokens", "2K"];
+    t.run("at the length of its training", &elsewhere);
+    t.run("no text is known", &["evaluate", "out/model"]);
+    t.run("a part of nothing", &[&elsewhere[..4], &["--spread"]].concat());
+    let plan = [&["plan", "smoke.toml"][..], &TINY, &["--set", "stage.3.sequence=512"]].concat();
+    t.run("a plan that goes beyond", &plan);
+    t.compare("evaluate_repeats_the_run");
+}

@@ -26,6 +26,7 @@ pub fn student_of(mixer: &str, model: &Model, window: Option<Window>, softmax_la
         options: Default::default(),
         window,
         softmax_layers: softmax_layers.to_vec(),
+        trained_sequence: None,
     };
     Student::new(conversion, &model.spec, 0).unwrap()
 }

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use subquad::Error;
 use subquad::arch::Spec;
 use subquad::checkpoint::{Builtin, Checkpoint, Location, Writer, load_tensors};
+use subquad::evaluate::Part;
 use subquad::evaluate::report::{Control, Report, Score};
 use subquad::export::{ExportOptions, Exported, TOKENIZER, compare, copy, export, read_adapter};
 use subquad::mixer::{Combine, Window};
@@ -58,6 +59,7 @@ fn case_of(location: Location, window: Option<usize>, softmax_layers: &[usize]) 
         options: Map::new(),
         window: window.map(|size| Window { size, sinks: 0, combine: Combine::Joint }),
         softmax_layers: softmax_layers.to_vec(),
+        trained_sequence: None,
     };
     let mut student = Student::new(conversion, &spec, 0).unwrap();
     for (seed, tensor) in student.tensors.values_mut().enumerate() {
@@ -91,8 +93,11 @@ fn report() -> Report {
     let score = |perplexity| Score { perplexity, kl: Some(0.125), top1: Some(0.75) };
     Report {
         text: "builtin:tinystories-valid".into(),
-        tokens: 1000,
+        location: "builtin:tinystories-valid".into(),
+        tokens: 1016,
         sequence: 128,
+        windows: 8,
+        part: Part::Start,
         model: score(5.5),
         teacher_perplexity: Some(5.0),
         layer_errors: vec![],

@@ -31,6 +31,7 @@ impl Case {
             options: Map::new(),
             window: combine.map(|combine| Window { size: WINDOW, sinks: 0, combine }),
             softmax_layers: softmax_layers.to_vec(),
+            trained_sequence: None,
         };
         Student::new(conversion, &model.spec, 0).unwrap()
     }

@@ -97,6 +97,7 @@ impl Case<'_> {
             options: self.options.as_object().cloned().unwrap_or_default(),
             window: self.window,
             softmax_layers: self.softmax_layers.clone(),
+            trained_sequence: None,
         };
         let (mut student, ids) = draw::student(conversion, teacher).map_err(|e| format!("{name}: {e}"))?;
         if self.adapted {
