@@ -66,10 +66,10 @@ fn rendered(found: &Found) -> String {
     let mut out = table(head, found.rows.iter().map(reached));
     if let Some((evaluation, sizes)) = found.rows.iter().find_map(|row| Some((row.evaluation.as_ref()?, row.sizes?))) {
         out += &format!(
-            "\n{}: {} tokens predicted, windows of {}",
+            "\n{}: {} tokens predicted in {}",
             evaluation.text,
             format::count(evaluation.tokens),
-            evaluation.sequence
+            evaluation.windows_in_words()
         );
         if let Some(perplexity) = evaluation.teacher_perplexity {
             let state = format::bytes(sizes.teacher_state_bytes as u64);
