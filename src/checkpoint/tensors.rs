@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use super::atomic::Partial;
+use super::digest::{self, Part};
 use super::files::map;
 use super::header::{decode, encode};
 use super::words::shown;
@@ -28,6 +29,14 @@ pub fn save_tensors(
         partial.write_at(start, &raw(tensor, tensor.dtype())?)?;
     }
     partial.place()
+}
+
+/// SHA-256 of what [`save_tensors`] writes: names, types, shapes, values and metadata.
+pub fn tensors_digest(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<String> {
+    let bytes = tensors.values().map(|tensor| raw(tensor, tensor.dtype())).collect::<Result<Vec<_>>>()?;
+    let parts = tensors.iter().zip(&bytes);
+    let parts = parts.map(|((name, t), bytes)| Part { name, dtype: t.dtype().into(), shape: t.dims(), bytes });
+    digest::tensors_digest(&parts.collect::<Vec<_>>(), metadata, &mut |_| Ok(()))
 }
 
 /// Reads what [`save_tensors`] wrote, to the CPU, in the types of the file.
