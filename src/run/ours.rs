@@ -51,9 +51,11 @@ pub fn is_run_or_empty(folder: &Path, names: &[String]) -> Result<bool> {
     Ok(true)
 }
 
-/// Refuses links under names that the run would write to: they may lead to anything.
+/// Refuses links under the names of files and folders that the run writes to: they may lead to anything. Links in the place
+/// of halves are removed as the halves are.
 pub fn refuse_links(folder: &Path, names: &[String]) -> Result<()> {
-    match names.iter().find(|name| is_ours(name) && folder.join(name).is_symlink()) {
+    let written = |name: &str| name == LOCK || name == MODEL || OF_RUN.contains(&name) || is_stage(name);
+    match names.iter().find(|name| written(name) && folder.join(name).is_symlink()) {
         None => Ok(()),
         Some(name) => {
             let what = "this is a link, and a run writes only into its own folder";

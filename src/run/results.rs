@@ -26,7 +26,7 @@ pub fn are_whole(stage: &Path, files: &[&str], entry: &Entry) -> Result<bool> {
         match (entry.files.get(*file), file_digest(&path)?) {
             (Some(wanted), Some(found)) if *wanted == found => {}
             (Some(_), Some(_)) => {
-                let what = "this is not the file that an earlier run finished: its checksum is another one";
+                let what = "this file is damaged or another one: its checksum is not the one that the run has noted";
                 return Err(Error::run(path, what, "remove this file, or start again with `--fresh`"));
             }
             _ => return Ok(false),
