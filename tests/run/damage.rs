@@ -26,7 +26,8 @@ fn a_damaged_result_is_never_taken() {
         ("1-attention-transfer/student.safetensors", |run| flip(&run.join("1-attention-transfer/student.safetensors"))),
         ("2-lora/student.safetensors", |run| flip(&run.join("2-lora/student.safetensors"))),
         ("1-attention-transfer/student.safetensors", |run| {
-            let [one, two] = ["1-attention-transfer", "2-lora"].map(|stage| run.join(stage).join("student.safetensors"));
+            let [one, two] =
+                ["1-attention-transfer", "2-lora"].map(|stage| run.join(stage).join("student.safetensors"));
             fs::rename(&one, run.join("between")).unwrap();
             fs::rename(&two, &one).unwrap();
             fs::rename(run.join("between"), &two).unwrap();

@@ -73,7 +73,11 @@ fn a_run_goes_on_from_every_moment_of_a_fresh_start() {
             let folder = temp.path().join(format!("{old}-{count}"));
             copy(&whole, &folder);
             let ledger = folder.join("ledger.jsonl");
-            if old { fs::remove_file(ledger).unwrap() } else { fs::write(ledger, "").unwrap() }
+            if old {
+                fs::remove_file(ledger).unwrap()
+            } else {
+                fs::write(ledger, "").unwrap()
+            }
             for name in &removals[..count] {
                 let path = folder.join(name);
                 if path.is_dir() { fs::remove_dir(path).unwrap() } else { fs::remove_file(path).unwrap() }
@@ -176,13 +180,18 @@ fn nothing_is_written_through_links() {
     let file = mine.join("student.safetensors");
 
     // Files of the run and folders in it: refused, also with `--fresh`.
-    let refused = [".lock", "ledger.jsonl", "metrics.jsonl", "recipe.toml", "plan.json", "1-attention-transfer", "model"];
+    let refused =
+        [".lock", "ledger.jsonl", "metrics.jsonl", "recipe.toml", "plan.json", "1-attention-transfer", "model"];
     for name in refused {
         for fresh in [false, true] {
             let folder = temp.path().join(format!("{name}-{fresh}"));
             copy(&whole, &folder);
             let path = folder.join(name);
-            if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+            if path.is_dir() {
+                fs::remove_dir_all(&path).unwrap()
+            } else {
+                fs::remove_file(&path).unwrap()
+            }
             symlink(if whole.join(name).is_dir() { &mine } else { &file }, &path).unwrap();
             let error = try_run(&folder, &[], fresh, &mut Listener::default()).unwrap_err();
             assert!(error.to_string().contains("this is a link"), "{error}");
