@@ -14,8 +14,8 @@ use super::open::Checkpoint;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Unit, check_interrupt};
 
-/// Bytes that one thread hashes at a time: small enough that many have work, and that Ctrl-C is heard soon.
-const BLOCK: usize = 4 << 20;
+/// Bytes that one thread hashes at a time: small enough that a tensor is work for many, and that Ctrl-C is heard soon.
+const BLOCK: usize = 1 << 20;
 /// Blocks for each thread between two reports.
 const BLOCKS: usize = 8;
 /// Up to so many bytes are hashed before a user could read that they are.
@@ -68,51 +68,50 @@ fn digest_while(path: &Path, go_on: &dyn Fn() -> Result<()>) -> Result<Option<St
     Ok(Some(hex(hash.finalize())))
 }
 
-/// One tensor, to be hashed.
-#[derive(Serialize)]
-pub(super) struct Part<'a> {
-    pub name: &'a str,
-    pub dtype: Dtype,
-    pub shape: &'a [usize],
-    #[serde(skip)]
-    pub bytes: &'a [u8],
-}
+/// SHA-256 of tensors, one after the other, and of what is said of them.
+pub(super) struct TensorsDigest(Sha256);
 
-/// Of tensors, in this order, and of what is said of them. `done` is told how many bytes were hashed since it last was.
-pub(super) fn tensors_digest(
-    parts: &[Part],
-    words: &impl Serialize,
-    done: &mut dyn FnMut(u64) -> Result<()>,
-) -> Result<String> {
-    // Types and shapes say how the blocks belong to tensors.
-    let header = serde_json::to_vec(&(words, parts)).map_err(|e| Error::Internal(e.to_string()))?;
-    let mut hash = Sha256::new();
-    hash.update((header.len() as u64).to_le_bytes());
-    hash.update(header);
-    let blocks: Vec<&[u8]> = parts.iter().flat_map(|part| part.bytes.chunks(BLOCK)).collect();
-    for group in blocks.chunks(BLOCKS * rayon::current_num_threads()) {
-        let digests: Vec<_> = group.par_iter().map(Sha256::digest).collect();
-        digests.iter().for_each(|digest| hash.update(digest));
-        done(group.iter().map(|block| block.len() as u64).sum())?;
+impl TensorsDigest {
+    /// `words` belong to all of the tensors; name, type and shape of each say which bytes are its own.
+    pub fn new(words: &impl Serialize, tensors: &[(&str, Dtype, &[usize])]) -> Result<Self> {
+        let header = serde_json::to_vec(&(words, tensors)).map_err(|e| Error::Internal(e.to_string()))?;
+        let mut hash = Sha256::new();
+        hash.update((header.len() as u64).to_le_bytes());
+        hash.update(header);
+        Ok(TensorsDigest(hash))
     }
-    Ok(hex(hash.finalize()))
+
+    /// The next tensor. `done` is told how many bytes were hashed since it last was.
+    pub fn add(&mut self, bytes: &[u8], done: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+        let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
+        for group in blocks.chunks(BLOCKS * rayon::current_num_threads()) {
+            let digests: Vec<_> = group.par_iter().map(Sha256::digest).collect();
+            digests.iter().for_each(|digest| self.0.update(digest));
+            done(group.iter().map(|block| block.len() as u64).sum())?;
+        }
+        Ok(())
+    }
+
+    pub fn finish(self) -> String {
+        hex(self.0.finalize())
+    }
 }
 
 impl Checkpoint {
     /// SHA-256 of `config.json`'s values and of every weight: the same model has the same, in whatever shards it lies.
     pub fn digest(&self, progress: &mut dyn Progress) -> Result<String> {
-        let mut parts = vec![];
-        for (at, info) in self.tensors().iter().enumerate() {
-            parts.push(Part { name: &info.name, dtype: info.dtype, shape: &info.shape, bytes: self.bytes(at)? });
-        }
         let what = format!("checksum of {}", self.path().display());
         let mut work = Work::begin(&what, self.total_bytes(), progress);
-        let digest = tensors_digest(&parts, self.config(), &mut |bytes| {
-            work.advance(bytes);
-            check_interrupt()
-        })?;
+        let described = self.tensors().iter().map(|info| (info.name.as_str(), info.dtype, &info.shape[..]));
+        let mut digest = TensorsDigest::new(self.config(), &described.collect::<Vec<_>>())?;
+        for at in 0..self.tensors().len() {
+            digest.add(self.bytes(at)?, &mut |bytes| {
+                work.advance(bytes);
+                check_interrupt()
+            })?;
+        }
         work.end();
-        Ok(digest)
+        Ok(digest.finish())
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use super::atomic::Partial;
-use super::digest::{self, Part};
+use super::digest::TensorsDigest;
 use super::files::map;
 use super::header::{decode, encode};
 use super::words::shown;
@@ -33,10 +33,12 @@ pub fn save_tensors(
 
 /// SHA-256 of what [`save_tensors`] writes: names, types, shapes, values and metadata.
 pub fn tensors_digest(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<String> {
-    let bytes = tensors.values().map(|tensor| raw(tensor, tensor.dtype())).collect::<Result<Vec<_>>>()?;
-    let parts = tensors.iter().zip(&bytes);
-    let parts = parts.map(|((name, t), bytes)| Part { name, dtype: t.dtype().into(), shape: t.dims(), bytes });
-    digest::tensors_digest(&parts.collect::<Vec<_>>(), metadata, &mut |_| Ok(()))
+    let described = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.dtype().into(), tensor.dims()));
+    let mut digest = TensorsDigest::new(metadata, &described.collect::<Vec<_>>())?;
+    for tensor in tensors.values() {
+        digest.add(&raw(tensor, tensor.dtype())?, &mut |_| Ok(()))?;
+    }
+    Ok(digest.finish())
 }
 
 /// Reads what [`save_tensors`] wrote, to the CPU, in the types of the file.

@@ -36,7 +36,7 @@ pub use fla::export_fla;
 pub use forms::{NO_GGUF, without_fla};
 pub use parity::{Parity, TOLERANCE, compare};
 pub use place::clear_leftovers;
-pub(crate) use place::leftovers;
+pub(crate) use place::{is_converted, leftovers};
 
 /// How weights are stored.
 #[derive(Debug, Clone, PartialEq)]

@@ -160,7 +160,7 @@ fn require_ours(target: &Path) -> Result<()> {
 }
 
 /// Whether the folder's config.json is one of ours.
-pub(super) fn is_converted(folder: &Path) -> bool {
+pub(crate) fn is_converted(folder: &Path) -> bool {
     let config = fs::read(folder.join(CONFIG)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     config.is_some_and(|c| c.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE))
 }

@@ -2,13 +2,13 @@
 
 use super::folder::RunFolder;
 use super::inputs::Inputs;
-use super::ledger::{EXPORT, Entry};
+use super::ledger::{EXPORT, Entry, Ledger};
 use super::ours;
-use super::results::damage;
+use super::results::{CHECKSUMS, damage};
 use super::stages::Pipeline;
 use crate::Result;
-use crate::checkpoint::{CONFIG, file_digest, file_digests};
-use crate::export::{ExportOptions, export};
+use crate::checkpoint::{CONFIG, file_digests};
+use crate::export::{ExportOptions, export, is_converted};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use std::path::Path;
@@ -33,10 +33,10 @@ pub fn finish(
             }
             Some(damage) => {
                 progress.say(&format!("{}: {damage}, so the model is exported again", model.display()));
-                make_replaceable(model, &entry)?;
             }
         }
     }
+    make_replaceable(model, ledger, progress)?;
     let started = std::time::Instant::now();
     let dtype = recipe.export.dtype.map(Into::into);
     let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: None };
@@ -45,17 +45,22 @@ pub fn finish(
         export(&conversion.model, &conversion.student, teacher, &recipe.text, &options, reports, model, progress)?;
     let megabytes = exported.bytes as f64 / 1e6;
     let names: Vec<String> = exported.files.into_iter().map(|file| file.name).collect();
-    let files = file_digests(model, names.iter(), "checksums of the exported model", progress)?;
+    let files = file_digests(model, names.iter(), CHECKSUMS, progress)?;
     let files = files.into_iter().filter_map(|(name, digest)| Some((name, digest?))).collect();
     progress.say(&format!("{}: {} files, {megabytes:.2} MB", model.display(), names.len()));
     folder.ledger()?.append(Entry::finished(EXPORT, &key, started.elapsed().as_secs_f64(), files))
 }
 
-/// An export replaces only what its config.json says to be an export. Where this file is damaged or gone, the others that
-/// the ledger knows to be the run's are removed.
-pub fn make_replaceable(model: &Path, entry: &Entry) -> Result<()> {
-    if entry.files.get(CONFIG).cloned() != file_digest(&model.join(CONFIG))? {
-        entry.files.keys().try_for_each(|name| ours::remove(&model.join(name)))?;
+/// An export replaces only what its config.json says to be an export. Where this file is damaged or gone and all others
+/// are those that the ledger knows, these are removed; any other folder is for its user to look at.
+pub fn make_replaceable(model: &Path, ledger: &Ledger, progress: &mut dyn Progress) -> Result<()> {
+    let Some(entry) = ledger.last(EXPORT).filter(|_| model.exists() && !is_converted(model)) else { return Ok(()) };
+    let found = file_digests(model, entry.files.keys(), CHECKSUMS, progress)?;
+    let is_ours = |(name, digest): (&String, &Option<String>)| {
+        name == CONFIG || digest.as_ref().is_none_or(|digest| entry.files.get(name) == Some(digest))
+    };
+    match found.iter().all(is_ours) {
+        true => entry.files.keys().try_for_each(|name| ours::remove(&model.join(name))),
+        false => Ok(()),
     }
-    Ok(())
 }

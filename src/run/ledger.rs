@@ -128,12 +128,12 @@ impl Ledger {
         self.newest("finished", stage)
     }
 
-    /// Whether an export is the last thing that happened: all that the ledger says since is of what lies there now.
+    /// Tells whether an export is the last thing that happened: the model is then that of the newest notes and results.
     pub fn ends_with_export(&self) -> bool {
         self.entries.last().is_some_and(|e| e.is_finished() && e.stage == EXPORT)
     }
 
-    /// Whether an older version, which kept no checksums, has finished one of these stages last.
+    /// Tells whether an older version, which kept no checksums, has finished one of these stages last.
     pub fn is_older<'a>(&self, mut stages: impl Iterator<Item = &'a str>) -> bool {
         stages.any(|stage| self.last(stage).is_some_and(|entry| entry.files.is_empty()))
     }

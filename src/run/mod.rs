@@ -32,7 +32,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use folder::RunFolder;
 use inputs::Inputs;
-use ledger::{EXPORT, Ledger, Note};
+use ledger::{Ledger, Note};
 pub use report::{StageReport, TrainingReport};
 use stages::Pipeline;
 use std::path::{Path, PathBuf};
@@ -93,7 +93,7 @@ pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Pro
     Ok(Summary { folder: folder.path().to_path_buf(), model, reports: conversion.reports })
 }
 
-/// Begins in a folder, and says why what an earlier run has finished there is done again.
+/// Begins in a folder, and says why results of an earlier run there are made again.
 fn begin(
     folder: &mut RunFolder,
     recipe: &Recipe,
@@ -103,9 +103,9 @@ fn begin(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     if fresh {
-        let ledger = Ledger::read(&folder.path().join(ours::LEDGER)).ok().flatten();
-        if let Some(entry) = ledger.as_ref().and_then(|ledger| ledger.last(EXPORT)) {
-            exported::make_replaceable(&plan.export.folder, entry)?;
+        // A ledger that cannot be read is no reason not to start again.
+        if let Ok(Some(ledger)) = Ledger::read(&folder.path().join(ours::LEDGER)) {
+            exported::make_replaceable(&plan.export.folder, &ledger, progress)?;
         }
         clear_leftovers(&plan.export.folder)?;
     }
@@ -115,7 +115,7 @@ fn begin(
         progress.say("an older version left results without checksums in this folder: they are made again");
     }
     if ledger.note(Note::Teacher, None, &inputs.teacher_digest)?.is_some() {
-        progress.say("the teacher is not the one of the earlier run: what came of that one is made again");
+        progress.say("the teacher is not the one of the earlier run: its results are made again");
     }
     ledger.note(Note::Companions, None, &inputs.companions)?;
     Ok(())

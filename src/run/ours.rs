@@ -19,7 +19,7 @@ pub const MODEL: &str = "model";
 const OF_RUN: [&str; 4] = [LEDGER, METRICS, RECIPE, PLAN];
 const OF_STAGE: [&str; 3] = [STATE, RESULT, REPORT];
 
-/// Whether the folder with these names in it is that of a run, or empty.
+/// Tells whether the folder with these names in it is that of a run, or empty.
 ///
 /// A run has a ledger from its first moment on. Without one a folder is a run's if a process was killed before it had
 /// written one, or while it started again: the lock is there, and nothing that a run does not write. Whoever keeps a
@@ -52,7 +52,7 @@ pub fn is_run_or_empty(folder: &Path, names: &[String]) -> Result<bool> {
 }
 
 /// Refuses links under the names of files and folders that the run writes to: they may lead to anything. Links in the place
-/// of halves are removed as the halves are.
+/// of partial files are removed, as these are.
 pub fn refuse_links(folder: &Path, names: &[String]) -> Result<()> {
     let written = |name: &str| name == LOCK || name == MODEL || OF_RUN.contains(&name) || is_stage(name);
     match names.iter().find(|name| written(name) && folder.join(name).is_symlink()) {
@@ -83,12 +83,12 @@ pub fn forget(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a process left that was killed while it wrote one of the run's files.
+/// Removes partial files of the run, which a killed process has left.
 pub fn tidy(folder: &Path) -> Result<()> {
     remove_partials(folder, &OF_RUN)
 }
 
-/// Removes what a finished stage does not need: its training state, and halves of files.
+/// Removes the training state and the partial files of a finished stage.
 pub fn tidy_stage(stage: &Path) -> Result<()> {
     remove(&stage.join(STATE))?;
     remove_partials(stage, &OF_STAGE)
@@ -129,7 +129,7 @@ fn is_export_leftover(name: &str) -> bool {
     crate::export::leftovers(MODEL).iter().any(|leftover| leftover == name)
 }
 
-/// Whether this is one of the files, or half of one.
+/// Tells whether this is one of the files, or the partial file of one.
 fn is_file(files: &[&str], name: &str) -> bool {
     files.contains(&name) || partials(Path::new(""), files).any(|path| path == Path::new(name))
 }

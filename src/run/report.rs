@@ -56,7 +56,7 @@ impl StageReport {
     }
 }
 
-/// What a stage has written into its report.
+/// Reads the report of a stage.
 pub(super) fn read<T: DeserializeOwned>(folder: &RunFolder, stage: &str) -> Result<T> {
     let path = folder.path().join(stage).join(REPORT);
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "read it"))?;

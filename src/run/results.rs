@@ -7,6 +7,9 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// The work of reading an export again, as users see it.
+pub const CHECKSUMS: &str = "checksums of the exported model";
+
 /// Checksums of the files that a stage has left in its folder.
 pub fn checksums(stage: &Path, files: &[&str]) -> Result<BTreeMap<String, String>> {
     let one = |file: &&str| {
@@ -18,7 +21,7 @@ pub fn checksums(stage: &Path, files: &[&str]) -> Result<BTreeMap<String, String
     files.iter().map(one).collect()
 }
 
-/// Whether these files of a stage are there, just as the stage that `entry` tells of has left them. A file that is not
+/// Tells whether these files of a stage are there, just as the stage that `entry` tells of has left them. A file that is not
 /// there can be made again; another one in its place is an error, since it may come from anywhere.
 pub fn are_whole(stage: &Path, files: &[&str], entry: &Entry) -> Result<bool> {
     for file in files {
@@ -37,7 +40,7 @@ pub fn are_whole(stage: &Path, files: &[&str], entry: &Entry) -> Result<bool> {
 
 /// The first of an export's files that is not there as it was written, and in what way.
 pub fn damage(model: &Path, entry: &Entry, progress: &mut dyn Progress) -> Result<Option<String>> {
-    let found = file_digests(model, entry.files.keys(), "checksums of the exported model", progress)?;
+    let found = file_digests(model, entry.files.keys(), CHECKSUMS, progress)?;
     let damage = |(name, wanted): (&String, &String)| match found.get(name).and_then(Option::as_ref) {
         Some(found) if found == wanted => None,
         Some(_) => Some(format!("`{name}` has changed")),

@@ -244,7 +244,7 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// Whether an earlier run has finished a stage under this key, and left these files of it.
+/// Tells whether an earlier run has finished a stage under this key, and left these files of it.
 fn is_done(name: &str, key: &str, files: &[&str], folder: &mut RunFolder) -> Result<bool> {
     let path = folder.stage(name)?;
     let Some(entry) = folder.ledger()?.finished(name, key) else { return Ok(false) };

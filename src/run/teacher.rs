@@ -14,7 +14,7 @@ pub fn teacher_of_run(run: &Path) -> Option<String> {
     plan["teacher"]["model"].as_str().map(String::from)
 }
 
-/// Whether a model is the teacher that the run has used, by its configuration and all its weights. `None`: the run's ledger
+/// Tells whether a model is the teacher that the run has used, by its configuration and all its weights. `None`: the run's ledger
 /// does not say, since an older version wrote it.
 pub fn has_teacher(run: &Path, model: &Checkpoint, progress: &mut dyn Progress) -> Result<Option<bool>> {
     let Some(ledger) = Ledger::read(&run.join(LEDGER))? else { return Ok(None) };

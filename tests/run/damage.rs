@@ -6,6 +6,9 @@ use subquad::checkpoint::save_tensors;
 /// A finished run of the test's recipe, after a calibration.
 const CALIBRATED: &str = "stage.0={ kind = \"calibrate\", tokens = 256 }";
 
+/// One way to damage a run.
+type Damage<'a> = &'a dyn Fn(&Path);
+
 /// The next run stops at this file, names it and the way out, and changes nothing.
 fn stops(folder: &Path, sets: &[&str], file: &str) {
     let error = try_run(folder, sets, false, &mut Listener::default()).unwrap_err();
@@ -15,24 +18,24 @@ fn stops(folder: &Path, sets: &[&str], file: &str) {
     assert!(hint.contains("remove this file") && hint.contains("--fresh"), "{hint}");
 }
 
-/// The finished runs below, each damaged in another way.
 #[test]
 fn a_damaged_result_is_never_taken() {
     let temp = tempfile::tempdir().unwrap();
     let whole = temp.path().join("whole");
     run(&whole, &[]);
-    type Damage = fn(&Path);
     let damages: [(&str, Damage); 4] = [
-        ("1-attention-transfer/student.safetensors", |run| flip(&run.join("1-attention-transfer/student.safetensors"))),
-        ("2-lora/student.safetensors", |run| flip(&run.join("2-lora/student.safetensors"))),
-        ("1-attention-transfer/student.safetensors", |run| {
+        ("1-attention-transfer/student.safetensors", &|run| {
+            flip(&run.join("1-attention-transfer/student.safetensors"))
+        }),
+        ("2-lora/student.safetensors", &|run| flip(&run.join("2-lora/student.safetensors"))),
+        ("1-attention-transfer/student.safetensors", &|run| {
             let [one, two] =
                 ["1-attention-transfer", "2-lora"].map(|stage| run.join(stage).join("student.safetensors"));
             fs::rename(&one, run.join("between")).unwrap();
             fs::rename(&two, &one).unwrap();
             fs::rename(run.join("between"), &two).unwrap();
         }),
-        ("3-evaluate/report.json", |run| {
+        ("3-evaluate/report.json", &|run| {
             let path = run.join("3-evaluate/report.json");
             let text = fs::read_to_string(&path).unwrap();
             fs::write(&path, text.replacen("\"tokens\": ", "\"tokens\": 1", 1)).unwrap();
@@ -95,7 +98,7 @@ fn a_damaged_state_is_never_taken() {
         let tensors = tensors.into_iter().map(|(name, t)| (if name == last { name + "x" } else { name }, t)).collect();
         save_tensors(&folder.join(file), &tensors, &words).unwrap();
     };
-    let damages: [&dyn Fn(&Path); 6] =
+    let damages: [Damage; 6] =
         [&|folder| flip(&folder.join(file)), &other_step, &other_schedule, &other_key, &no_digest, &renamed];
     for (i, damage) in damages.into_iter().enumerate() {
         let folder = temp.path().join(i.to_string());
@@ -115,7 +118,7 @@ fn a_damaged_model_is_exported_again() {
     run(&folder, &[]);
     let model = folder.join("model");
     let whole: Vec<(String, Vec<u8>)> = files(&model);
-    let damages: [(&str, &dyn Fn(&Path)); 6] = [
+    let damages: [(&str, Damage); 6] = [
         ("`model.safetensors` has changed", &|model| flip(&model.join("model.safetensors"))),
         ("`tokenizer.json` is missing", &|model| fs::remove_file(model.join("tokenizer.json")).unwrap()),
         ("`config.json` has changed", &|model| fs::write(model.join("config.json"), "{").unwrap()),
@@ -178,4 +181,25 @@ fn results_of_an_older_version_are_made_again() {
     assert_eq!(weights(&folder), before);
     let same = run(&folder, &[]);
     assert!(!same.said.iter().any(|line| line.contains("older version")), "{:?}", same.said);
+}
+
+/// The export's key is another one, so that its checksums are not looked at.
+#[test]
+fn a_damaged_description_does_not_stop_the_next_export() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("run");
+    run(&folder, &[]);
+    let (config, bf16) = (folder.join("model/config.json"), "export.dtype=bf16");
+    fs::write(&config, "{").unwrap();
+    run(&folder, &[bf16]);
+    assert!(fs::read_to_string(&config).unwrap().contains("bfloat16"));
+
+    // Another model in its place is nobody's to remove.
+    fs::write(&config, "{}").unwrap();
+    fs::write(folder.join("model/model.safetensors"), "mine").unwrap();
+    for fresh in [false, true] {
+        let error = try_run(&folder, &[], fresh, &mut Listener::default()).unwrap_err();
+        assert!(error.to_string().contains("a model that subquad did not write"), "{error}");
+        assert_eq!(fs::read_to_string(folder.join("model/model.safetensors")).unwrap(), "mine");
+    }
 }
