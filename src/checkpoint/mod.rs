@@ -28,7 +28,9 @@ pub use tensors::{load_tensors, save_tensors, tensors_digest};
 pub use writer::Writer;
 
 pub(crate) use digest::{file_digest, file_digests, hex};
-pub(crate) use own::{create_anew, open_or_create, partial};
+#[cfg(feature = "hub")]
+pub(crate) use own::create_anew;
+pub(crate) use own::{open_or_create, partial};
 pub(crate) use words::{nearest, shown};
 
 /// The weights of a checkpoint in one file.
