@@ -10,6 +10,7 @@ use subquad::Error;
 use subquad::checkpoint::{
     BUILTINS, Checkpoint, Files, Head, Location, Writer, load_tensors, save_tensors, write_atomically,
 };
+use subquad::progress::Silent;
 use tempfile::TempDir;
 
 /// A safetensors file from a header's text and a number of data bytes.
@@ -557,6 +558,58 @@ fn atomic_files() {
     fs::create_dir(&taken).unwrap();
     assert!(write_atomically(&taken, b"").is_err());
     assert_eq!(names(dir.path()), ["a.json", "taken"], "no temporary file is left");
+}
+
+/// A temporary name may be taken by a link that leads to a file of the user.
+#[cfg(unix)]
+#[test]
+fn nothing_is_written_through_links() {
+    let dir = TempDir::new().unwrap();
+    let mine = dir.path().join("mine");
+    fs::write(&mine, "precious").unwrap();
+    std::os::unix::fs::symlink(&mine, dir.path().join(".a.json.partial")).unwrap();
+    std::os::unix::fs::symlink(&mine, dir.path().join(".model.safetensors.partial")).unwrap();
+    write_atomically(&dir.path().join("a.json"), b"one").unwrap();
+    write_all(dir.path(), u64::MAX);
+    assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+    assert_eq!(names(dir.path()), ["a.json", "config.json", "mine", "model.safetensors"]);
+    assert!(!dir.path().join("a.json").is_symlink());
+}
+
+/// Two tensors, one of more than one block of what a thread hashes at a time.
+#[test]
+fn a_digest_holds_all_of_a_model_and_nothing_else() {
+    fn write(folder: &Path, shard: u64, values: &[f32], name: &str) {
+        let large = Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+        let small = ramp(4, &[2, 2]);
+        let declared = vec![("a".to_string(), DType::F32, vec![values.len()]), (name.into(), DType::F32, vec![2, 2])];
+        let mut writer = Writer::create(folder, declared, shard).unwrap();
+        writer.write("a", &large).unwrap();
+        writer.write(name, &small).unwrap();
+        writer.finish().unwrap();
+    }
+    let digest = |shard: u64, values: &[f32], name: &str, config: &str, threads: usize| {
+        let dir = TempDir::new().unwrap();
+        write(dir.path(), shard, values, name);
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| open(&dir).unwrap().digest(&mut Silent).unwrap())
+    };
+    let values: Vec<f32> = (0..3 << 20).map(|i| i as f32).collect();
+    let first = digest(u64::MAX, &values, "b", r#"{"x": 1}"#, 1);
+    assert_eq!(first.len(), 64);
+    assert_eq!(
+        digest(100, &values, "b", r#"{ "x":1 }"#, 3),
+        first,
+        "shards, threads and white space are nothing of it"
+    );
+    assert_ne!(digest(u64::MAX, &values, "b", r#"{"x": 2}"#, 1), first);
+    assert_ne!(digest(u64::MAX, &values, "c", r#"{"x": 1}"#, 1), first);
+    for at in [0, 1 << 20, (3 << 20) - 1] {
+        let mut other = values.clone();
+        other[at] = f32::from_bits(other[at].to_bits() ^ 1);
+        assert_ne!(digest(u64::MAX, &other, "b", r#"{"x": 1}"#, 1), first, "{at}");
+    }
 }
 
 #[test]

@@ -317,6 +317,19 @@ fn panics_have_a_reason() {
     none("panics outside tests", wrong);
 }
 
+/// A name may be taken by a link that leads anywhere: `checkpoint::own` is the door, or a file that must not be there.
+#[test]
+fn files_are_made_in_one_place() {
+    let mut wrong = vec![];
+    for source in sources("src").iter().filter(|s| s.name != "src/checkpoint/own.rs") {
+        for word in ["File::create(", "File::options(", "fs::write(", ".create(true)", ".truncate(true)"] {
+            let places = source.find(word).into_iter().filter(|&at| !source.in_test(at));
+            wrong.extend(places.map(|at| format!("{}: `{word}`", source.place(at))));
+        }
+    }
+    none("files made elsewhere than in src/checkpoint/own.rs", wrong);
+}
+
 #[test]
 fn the_reader_of_sources_reads() {
     let text = r##"use crate::{Error, ops::{Var, attention}, mixer::self}; // crate::cli

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::own::{create_anew, partial};
 use crate::error::{Error, Result};
 
 /// Writes `path` at once: a reader sees the old contents or the new, and an interruption leaves no half of it.
@@ -23,17 +24,12 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Starts a file beside `target`. The temporary name is always the same, so that the next attempt replaces what a
-    /// killed one left.
+    /// Starts a file beside `target`.
     pub fn create(target: &Path) -> Result<Self> {
-        let Some(name) = target.file_name() else {
+        let Some(temporary) = partial(target) else {
             return Err(Error::file(target, "this is not the name of a file", "give the path of a file to write"));
         };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".partial");
-        let temporary = target.with_file_name(hidden);
-        let file = File::create(&temporary).map_err(Error::io(target, "write it"))?;
+        let file = create_anew(&temporary).map_err(Error::io(target, "write it"))?;
         Ok(Partial { target: target.into(), temporary, file: Some(file), placed: false })
     }
 

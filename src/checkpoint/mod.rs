@@ -6,12 +6,14 @@
 
 mod atomic;
 mod builtin;
+mod digest;
 mod files;
 mod header;
 mod hub_id;
 mod index;
 mod location;
 mod open;
+mod own;
 mod tensors;
 mod words;
 mod writer;
@@ -22,9 +24,13 @@ pub use files::{Files, Head};
 pub use hub_id::{HubId, is_hub_id};
 pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};
-pub use tensors::{load_tensors, save_tensors};
+pub use tensors::{load_tensors, save_tensors, tensors_digest};
 pub use writer::Writer;
 
+pub(crate) use digest::{file_digest, file_digests, hex};
+#[cfg(feature = "hub")]
+pub(crate) use own::create_anew;
+pub(crate) use own::{open_or_create, partial};
 pub(crate) use words::{nearest, shown};
 
 /// The weights of a checkpoint in one file.

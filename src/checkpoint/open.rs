@@ -115,12 +115,17 @@ impl Checkpoint {
                 "give the unquantised checkpoint",
             )
         })?;
+        Ok(Tensor::from_raw_buffer(self.bytes(at)?, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    /// The bytes of one of [`Checkpoint::tensors`], as its file has them.
+    pub(super) fn bytes(&self, at: usize) -> Result<&[u8]> {
         let (shard, start, end) = self.places[at];
-        let bytes = self.shards[shard].bytes.get(start..end).ok_or_else(|| {
+        self.shards[shard].bytes.get(start..end).ok_or_else(|| {
             let what = "only the headers of this model were fetched, not its weights";
-            Error::checkpoint(self.files.place(&info.file), what, "`hub::model` downloads it and gives its folder")
-        })?;
-        Ok(Tensor::from_raw_buffer(bytes, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+            let place = self.files.place(&self.tensors[at].file);
+            Error::checkpoint(place, what, "`hub::model` downloads it and gives its folder")
+        })
     }
 
     /// As [`Checkpoint::tensor`], and any other shape than `shape` is an error.

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use super::atomic::Partial;
+use super::digest::TensorsDigest;
 use super::files::map;
 use super::header::{decode, encode};
 use super::words::shown;
@@ -28,6 +29,16 @@ pub fn save_tensors(
         partial.write_at(start, &raw(tensor, tensor.dtype())?)?;
     }
     partial.place()
+}
+
+/// SHA-256 of what [`save_tensors`] writes: names, types, shapes, values and metadata.
+pub fn tensors_digest(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<String> {
+    let described = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.dtype().into(), tensor.dims()));
+    let mut digest = TensorsDigest::new(metadata, &described.collect::<Vec<_>>())?;
+    for tensor in tensors.values() {
+        digest.add(&raw(tensor, tensor.dtype())?, &mut |_| Ok(()))?;
+    }
+    Ok(digest.finish())
 }
 
 /// Reads what [`save_tensors`] wrote, to the CPU, in the types of the file.

@@ -5,9 +5,10 @@ use super::opened::{Loaded, Opened};
 use super::printer::Printer;
 use crate::checkpoint::Location;
 use crate::evaluate::{self, EvaluationText, Report, Score, Selection, beyond_training};
-use crate::model::{Conversion, Student};
-use crate::run::{evaluations_of_run, teacher_of_run};
+use crate::model::{Conversion, Model, Student};
+use crate::run::{evaluations_of_run, has_teacher, teacher_of_run};
 use crate::{Error, Result};
+use std::path::Path;
 
 /// Longest window that is chosen for a model of which no training length is known.
 const MAX_DEFAULT_SEQUENCE: usize = 1024;
@@ -125,15 +126,10 @@ impl Args {
         Ok(Choice { name, location, selection })
     }
 
-    fn teacher(
-        &self,
-        opened: &Opened,
-        student: Option<&Student>,
-        printer: &Printer,
-    ) -> Result<Option<crate::model::Model>> {
+    fn teacher(&self, opened: &Opened, student: Option<&Student>, printer: &Printer) -> Result<Option<Model>> {
         match (&self.teacher, student) {
-            (Some(teacher), _) => load_teacher(teacher, opened, printer).map(Some),
-            (None, Some(student)) => Ok(load_teacher(&teacher_of(opened, student), opened, printer)
+            (Some(teacher), _) => load_teacher(teacher, opened, None, printer).map(Some),
+            (None, Some(student)) => Ok(load_own_teacher(opened, student, printer)
                 .inspect_err(|error| {
                     printer.warn(format_args!(
                         "the teacher cannot be opened, so nothing is compared with it: {error}\n\
@@ -147,12 +143,16 @@ impl Args {
 }
 
 /// The teacher as the run that holds the model knows it, or as the model names it.
-fn teacher_of(opened: &Opened, student: &Student) -> String {
-    let of_run = opened.checkpoint.path().parent().and_then(teacher_of_run);
-    of_run.unwrap_or_else(|| student.conversion.teacher.clone())
+fn load_own_teacher(opened: &Opened, student: &Student, printer: &Printer) -> Result<Model> {
+    let run = opened.checkpoint.path().parent();
+    match run.and_then(teacher_of_run) {
+        Some(teacher) => load_teacher(&teacher, opened, run, printer),
+        None => load_teacher(&student.conversion.teacher, opened, None, printer),
+    }
 }
 
-fn load_teacher(text: &str, student: &Opened, printer: &Printer) -> Result<crate::model::Model> {
+/// `run`: the one whose teacher it should still be.
+fn load_teacher(text: &str, student: &Opened, run: Option<&Path>, printer: &Printer) -> Result<Model> {
     let opened = Opened::open(text, None)?;
     if opened.spec.vocab != student.spec.vocab {
         return Err(Error::usage(
@@ -163,7 +163,16 @@ fn load_teacher(text: &str, student: &Opened, printer: &Printer) -> Result<crate
             "name the model that it was converted from",
         ));
     }
-    let Loaded { model, student } = opened.fetched(printer)?.load()?;
+    let opened = opened.fetched(printer)?;
+    if let Some(run) = run
+        && has_teacher(run, &opened.checkpoint, &mut printer.works())? == Some(false)
+    {
+        printer.warn(format_args!(
+            "`{text}` is not the teacher that the run has used: its weights or configuration have changed since\n\
+             the comparison is with what is there now"
+        ));
+    }
+    let Loaded { model, student } = opened.load()?;
     match student {
         None => Ok(model),
         Some(_) => Err(Error::usage(

@@ -70,7 +70,7 @@ impl Args {
                         "a model holds its updates merged; the run that made it has them apart: give that folder";
                     return Err(Error::usage(format!("`{}` is no run", self.run), hint));
                 }
-                let Unmerged { recipe, teacher, model, student, reports } = unmerged(run)?;
+                let Unmerged { recipe, teacher, model, student, reports } = unmerged(run, &mut works)?;
                 let dtype = recipe.export.dtype.map(Into::into);
                 let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: self.base.clone() };
                 let (text, to) = (&recipe.text, &self.to);

@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
+use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{CONFIG, Checkpoint, Writer, write_atomically};
+use crate::checkpoint::{CONFIG, Checkpoint, Writer, hex, write_atomically};
 use crate::evaluate::report::Report;
 use crate::model::{Model, Student};
 use crate::progress::{Progress, Unit, check_interrupt};
@@ -34,6 +35,8 @@ pub use files::TOKENIZER;
 pub use fla::export_fla;
 pub use forms::{NO_GGUF, without_fla};
 pub use parity::{Parity, TOLERANCE, compare};
+pub use place::clear_leftovers;
+pub(crate) use place::{is_converted, leftovers};
 
 /// How weights are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +130,29 @@ pub fn export(
         largest_difference: parity.largest_difference,
         rounding: parity.rounding,
     })
+}
+
+/// SHA-256 of what an export takes from the teacher's folder beside configuration and weights.
+pub fn companions(teacher: &Checkpoint) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut add = |name: &str, bytes: &[u8]| {
+        for part in [name.as_bytes(), bytes] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    };
+    for (name, bytes) in &Copies::of(teacher)?.files {
+        add(name, bytes);
+    }
+    if let Some(license) = card::license(teacher)? {
+        add(files::CARD, license.as_bytes());
+    }
+    Ok(hex(hash.finalize()))
+}
+
+/// Name and text of the files of code in every export.
+pub(crate) fn code() -> &'static [(&'static str, &'static str)] {
+    &python::FILES
 }
 
 /// What could not be written is known to people by the place that it was meant for.

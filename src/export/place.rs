@@ -1,6 +1,6 @@
 //! Where an export goes: a hidden folder beside the target while it is made, the target's name when it is whole.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -31,13 +31,7 @@ impl Place {
         let (Some(name), Some(parent)) = (target.file_name(), target.parent()) else {
             return Err(Error::file(to, "this is not the name of a folder", "give the path of a folder to write"));
         };
-        let beside = |suffix: &str| {
-            let mut hidden = OsString::from(".");
-            hidden.push(name);
-            hidden.push(suffix);
-            parent.join(hidden)
-        };
-        let (temporary, previous) = (beside(".subquad-partial"), beside(".subquad-previous"));
+        let [temporary, previous] = leftovers(name).map(|name| parent.join(name));
         if previous.is_dir() {
             // An export was killed between its two renames, or before it had removed the older one.
             match !target.exists() && is_converted(&previous) {
@@ -100,6 +94,21 @@ impl Drop for Place {
     }
 }
 
+/// The names beside an export of that name that a killed one may leave: the new export, and the earlier one.
+pub(crate) fn leftovers(name: impl AsRef<OsStr>) -> [OsString; 2] {
+    [".subquad-partial", ".subquad-previous"].map(|suffix| {
+        let mut hidden = OsString::from(".");
+        hidden.push(name.as_ref());
+        hidden.push(suffix);
+        hidden
+    })
+}
+
+/// Clears away what killed exports left beside `to`; an earlier export that one had moved aside comes back.
+pub fn clear_leftovers(to: &Path) -> Result<()> {
+    Place::prepare(to).map(drop)
+}
+
 /// The folder that `to` means, links followed, so that a link stays and what it points to is replaced.
 fn resolve(to: &Path) -> Result<PathBuf> {
     if let Some(file) = to.ancestors().skip(1).find(|p| p.is_file()) {
@@ -151,7 +160,7 @@ fn require_ours(target: &Path) -> Result<()> {
 }
 
 /// Whether the folder's config.json is one of ours.
-pub(super) fn is_converted(folder: &Path) -> bool {
+pub(crate) fn is_converted(folder: &Path) -> bool {
     let config = fs::read(folder.join(CONFIG)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     config.is_some_and(|c| c.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE))
 }

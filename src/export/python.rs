@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// Name and text of each.
-pub(super) const FILES: [(&str, &str); 2] = [
+pub(super) static FILES: [(&str, &str); 2] = [
     ("configuration_subquad.py", include_str!("python/configuration_subquad.py")),
     ("modeling_subquad.py", include_str!("python/modeling_subquad.py")),
 ];

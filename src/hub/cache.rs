@@ -8,13 +8,13 @@
 //! .locks/models--OWNER--NAME/SUM.lock              held while a file is fetched
 //! ```
 
-use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 
 use super::listing::{Entry, Kind};
 use super::session::Session;
-use crate::checkpoint::HubId;
+use crate::checkpoint::{HubId, create_anew, open_or_create};
 use crate::{Error, Result};
 
 /// One repository's part of the cache.
@@ -68,7 +68,7 @@ impl Cache {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
-        replace(&path, |temporary| fs::write(temporary, commit))
+        replace(&path, |temporary| create_anew(temporary)?.write_all(commit.as_bytes()))
     }
 
     /// Gives contents that are there a name in the commit's folder.
@@ -84,7 +84,7 @@ impl Cache {
     pub fn lock(&self, entry: &Entry) -> Result<Option<File>> {
         let path = self.locks.join(format!("{}.lock", entry.sum));
         create_parent(&path)?;
-        let file = File::create(&path).map_err(Error::io(&path, "lock it"))?;
+        let file = open_or_create(&path, OpenOptions::new().write(true))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),

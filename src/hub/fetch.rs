@@ -14,6 +14,7 @@ use super::fault::Fault;
 use super::listing::Entry;
 use super::session::Session;
 use crate::Error;
+use crate::checkpoint::open_or_create;
 use crate::progress::Progress;
 
 /// How often a file is asked for in vain before that is an error. Attempts that brought bytes do not count.
@@ -165,13 +166,7 @@ struct Partial<'a> {
 impl<'a> Partial<'a> {
     /// What an earlier attempt left counts; what cannot be the beginning of the file does not.
     fn open(path: &'a Path, entry: &Entry) -> Result<Self, Error> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::io(path, "write it"))?;
+        let mut file = open_or_create(path, OpenOptions::new().read(true).write(true))?;
         let mut length = file.metadata().map_err(Error::io(path, "look at it"))?.len();
         if length > entry.size {
             file.set_len(0).map_err(Error::io(path, "write it"))?;

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 pub use embedded::{EMBEDDED, description, embedded};
 pub use render::render;
 pub use schema::schema;
+pub use stages::stage_kinds;
 pub use types::*;
 
 use crate::error::{Error, Result};

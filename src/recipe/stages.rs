@@ -12,20 +12,23 @@ use super::types::{
 /// More steps than any stage has.
 const MOST_STEPS: u64 = 1_000_000_000;
 
+/// Every kind of stage, and what it does.
+const KINDS: [(&str, &str); 5] = [
+    ("calibrate", "every mixer's free initial values from the teacher's activations, nothing trained"),
+    ("attention-transfer", "every mixer learns the output of the attention that it replaces"),
+    ("lora", "low-rank finetuning of the whole student on next-token labels"),
+    ("merge", "the low-rank updates become part of the weights"),
+    ("evaluate", "perplexity of student and teacher on a text"),
+];
+
+/// The kinds of stages, as a recipe names them.
+pub fn stage_kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(kind, _)| *kind)
+}
+
 /// One `[[stage]]`; `None` after a mistake in its kind. `sequence`: tokens of a training window, when known.
 pub(super) fn stage(t: &mut Table, sequence: Option<usize>) -> Option<StageRecipe> {
-    let kind = t.variant(
-        "kind",
-        &[
-            ("calibrate", "every mixer's free initial values from the teacher's activations, nothing trained"),
-            ("attention-transfer", "every mixer learns the output of the attention that it replaces"),
-            ("lora", "low-rank finetuning of the whole student on next-token labels"),
-            ("merge", "the low-rank updates become part of the weights"),
-            ("evaluate", "perplexity of student and teacher on a text"),
-        ],
-        None,
-        "What the stage does.",
-    )?;
+    let kind = t.variant("kind", &KINDS, None, "What the stage does.")?;
     Some(match kind {
         "calibrate" => StageRecipe::Calibrate(calibrate(t, sequence)),
         "attention-transfer" => StageRecipe::AttentionTransfer(attention_transfer(t, sequence)),

@@ -5,6 +5,7 @@
 //! the digest, and with it the key.
 
 use crate::arch::{Spec, Target};
+use crate::checkpoint::hex;
 use crate::export::read_adapter;
 use crate::recipe::{LoraShape, Recipe};
 use crate::{Error, Result};
@@ -48,8 +49,7 @@ pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begu
             hash.update(x.to_le_bytes());
         }
     }
-    let digest = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Ok(Some(Start { tensors, digest }))
+    Ok(Some(Start { tensors, digest: hex(hash.finalize()) }))
 }
 
 /// Neither the folder is there, nor anything that a stage saved which began with it.

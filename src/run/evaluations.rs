@@ -1,7 +1,7 @@
 //! The evaluations that a run has done, read again so that `evaluate` repeats them.
 
-use super::folder::PLAN;
 use super::is_run;
+use super::ours::PLAN;
 use super::store::REPORT;
 use crate::evaluate::Report;
 use serde_json::Value;

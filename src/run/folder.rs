@@ -1,20 +1,15 @@
 //! The folder of a run: one process at a time, every file whole.
 
-use super::ledger::Ledger;
-use super::store::{REPORT, RESULT, STATE};
-use crate::checkpoint::write_atomically;
+use super::ledger::{Ledger, Note};
+use super::ours::{self, LEDGER, LOCK, METRICS, PLAN, RECIPE};
+use super::store::{RESULT, STATE};
+use crate::checkpoint::{hex, open_or_create, write_atomically};
 use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::{Error, Result};
-use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-
-pub const LEDGER: &str = "ledger.jsonl";
-const LOCK: &str = ".lock";
-const METRICS: &str = "metrics.jsonl";
-const RECIPE: &str = "recipe.toml";
-pub const PLAN: &str = "plan.json";
 
 /// A locked run folder. Until [`RunFolder::begin`] nothing is in it but the lock, and dropping it then leaves no trace.
 pub struct RunFolder {
@@ -34,12 +29,12 @@ impl RunFolder {
             let hint = "choose another folder with `--out`";
             return Err(Error::run(path, format!("{} is a file, and a run is a folder", file.display()), hint));
         }
-        let names = names(path)?;
-        // A killed process may have left its lock and nothing else.
-        if !names.iter().all(|name| name == LOCK) && !names.iter().any(|name| name == LEDGER) {
+        let names = ours::names(path)?;
+        if !ours::is_run_or_empty(path, &names)? {
             let hint = "choose another folder with `--out`; nothing in this one was touched";
             return Err(Error::run(path, "the folder holds other things than a run", hint));
         }
+        ours::refuse_links(path, &names)?;
         let missing = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists());
         let mut folder = RunFolder {
             path: path.into(),
@@ -50,7 +45,7 @@ impl RunFolder {
         };
         fs::create_dir_all(path).map_err(Error::io(path, "make the folder"))?;
         let lock_path = path.join(LOCK);
-        let lock = File::create(&lock_path).map_err(Error::io(&lock_path, "make the lock"))?;
+        let lock = open_or_create(&lock_path, OpenOptions::new().write(true))?;
         match lock.try_lock() {
             Ok(()) => folder.lock = Some(lock),
             Err(TryLockError::WouldBlock) => {
@@ -68,10 +63,9 @@ impl RunFolder {
     ///
     /// The recipe stands there verbatim, with the overrides that were applied to it as comments below.
     pub fn begin(&mut self, recipe: &Recipe, plan: &Plan, fresh: bool) -> Result<()> {
-        if fresh {
-            self.forget()?;
-        }
-        let ledger = Ledger::open(&self.path.join(LEDGER))?;
+        let path = self.path.join(LEDGER);
+        let mut ledger = if fresh { self.forget(&path)? } else { Ledger::open(&path)? };
+        ours::tidy(&self.path)?;
         let mut text = recipe.text.clone();
         for set in &recipe.sets {
             text.push_str(&format!("\n# --set {set}"));
@@ -79,33 +73,18 @@ impl RunFolder {
         write_atomically(&self.path.join(RECIPE), text.as_bytes())?;
         let plan = serde_json::to_vec_pretty(plan).map_err(|e| Error::Internal(e.to_string()))?;
         write_atomically(&self.path.join(PLAN), &plan)?;
+        ledger.note(Note::Recipe, None, &hex(Sha256::digest(text)))?;
         self.ledger = Some(ledger);
         Ok(())
     }
 
-    /// Removes what earlier runs wrote, and nothing else: what people put beside it stays. The model stays until the next
+    /// Removes what earlier runs wrote, and nothing else: what users put beside it stays. The model stays until the next
     /// one takes its place.
-    fn forget(&self) -> Result<()> {
-        let remove = |path: &Path| match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(path, "remove it")(e)),
-            _ => Ok(()),
-        };
-        // The ledger first: without it nothing counts as finished.
-        for name in [LEDGER, METRICS, RECIPE, PLAN] {
-            remove(&self.path.join(name))?;
-        }
-        for name in names(&self.path)? {
-            let number = name.split_once('-').map_or("", |(number, _)| number);
-            let stage = self.path.join(&name);
-            if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && stage.is_dir() {
-                for file in [STATE, RESULT, REPORT] {
-                    remove(&stage.join(file))?;
-                }
-                // Only when it is empty now.
-                let _ = fs::remove_dir(&stage);
-            }
-        }
-        Ok(())
+    fn forget(&self, ledger: &Path) -> Result<Ledger> {
+        // The ledger first: when it is empty nothing counts as finished, and while it is there this is a run.
+        let ledger = Ledger::empty(ledger)?;
+        ours::forget(&self.path)?;
+        Ok(ledger)
     }
 
     /// What was done before; [`RunFolder::begin`] has read it.
@@ -140,7 +119,9 @@ impl Drop for RunFolder {
             return;
         }
         // Nothing is left to be done about a failure: the error that led here is the one to report.
-        for name in [LEDGER, RECIPE, PLAN, LOCK] {
+        // Ledger and lock last, so that what is left is a run's at any time.
+        let _ = ours::tidy(&self.path);
+        for name in [RECIPE, PLAN, LEDGER, LOCK] {
             let _ = fs::remove_file(self.path.join(name));
         }
         for folder in &self.made {
@@ -148,16 +129,4 @@ impl Drop for RunFolder {
             let _ = fs::remove_dir(folder);
         }
     }
-}
-
-/// Names in a folder, sorted; none of one that is not there.
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(folder) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.map_err(Error::io(folder, "list it"))?,
-    };
-    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
-    let mut names = entries.map(name).collect::<io::Result<Vec<_>>>().map_err(Error::io(folder, "list it"))?;
-    names.sort();
-    Ok(names)
 }

@@ -6,6 +6,7 @@ use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::evaluate::{EvaluationText, Selection, tokenized};
+use crate::export;
 use crate::hub;
 use crate::model::Model;
 use crate::progress::Progress;
@@ -31,7 +32,10 @@ pub struct Inputs {
     pub starts: BTreeMap<usize, Start>,
     /// The text of each evaluation stage, by the stage's index.
     pub evaluations: BTreeMap<usize, EvaluationText>,
-    /// Key of teacher, text, sequence and seed.
+    /// Of the teacher's configuration and weights, and of what an export copies from its folder.
+    pub teacher_digest: String,
+    pub companions: String,
+    /// Key of teacher, training text and seed.
     pub key: String,
 }
 
@@ -62,7 +66,6 @@ impl Inputs {
         }
         let text = hub::text(&Location::resolve(&recipe.data.source, base)?, progress)?;
         let documents = documents(&text)?;
-        let text_key = identity::text(&documents);
         let ids = tokenized(&documents, &tokenizer, None, &recipe.data.source, progress)?;
         let (windows, held_out) = split(ids, recipe)?;
         let mut evaluations = BTreeMap::new();
@@ -71,13 +74,25 @@ impl Inputs {
                 evaluations.insert(index, evaluation_text(stage, recipe, &tokenizer, progress)?);
             }
         }
+        let companions = export::companions(&checkpoint)?;
+        let teacher_digest = checkpoint.digest(progress)?;
         let teacher = Model::load(&checkpoint, &spec)?;
-        let sample = [teacher.final_norm()?.0, &teacher.embed];
-        let teacher_key = identity::teacher(&checkpoint, &sample)?;
-        let held = held_out.as_ref().map(Windows::len);
-        let key = identity::chain(&teacher_key, &(text_key, recipe.data.sequence, held, recipe.seed))?;
+        let (training, held) = (identity::text(&windows), held_out.as_ref().map(identity::text));
+        let key = identity::chain(&teacher_digest, &(training, held, recipe.seed))?;
         let model_type = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or_default().to_string();
-        Ok(Inputs { checkpoint, model_type, teacher, teacher_name, windows, held_out, starts, evaluations, key })
+        Ok(Inputs {
+            checkpoint,
+            teacher,
+            model_type,
+            teacher_name,
+            windows,
+            held_out,
+            starts,
+            evaluations,
+            teacher_digest,
+            companions,
+            key,
+        })
     }
 }
 

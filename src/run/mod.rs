@@ -3,7 +3,7 @@
 //! ```text
 //! recipe.toml       the recipe, verbatim
 //! plan.json         what was to be done, with memory, disk and time
-//! ledger.jsonl      what was finished, with the key of everything that it depended on
+//! ledger.jsonl      what was finished, with the key of everything that it depended on and checksums of its files
 //! metrics.jsonl     one line per optimiser step
 //! 1-KIND/           one folder per stage: state.safetensors while it trains, student.safetensors when it is done,
 //! 2-KIND/           report.json of an evaluation or a calibration
@@ -12,40 +12,38 @@
 
 mod adapter;
 mod evaluations;
+mod exported;
 mod folder;
 mod identity;
 mod inputs;
 mod ledger;
+mod ours;
 mod report;
+mod results;
 mod stages;
 mod store;
+mod teacher;
 mod unmerged;
 
 use crate::Result;
 use crate::evaluate::Report;
-use crate::export::{ExportOptions, export};
+use crate::export::clear_leftovers;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 pub use evaluations::evaluations_of_run;
 use folder::RunFolder;
 use inputs::Inputs;
-use ledger::Entry;
+use ledger::{Ledger, Note};
 pub use report::{StageReport, TrainingReport};
 use stages::Pipeline;
 use std::path::{Path, PathBuf};
+pub use teacher::{has_teacher, teacher_of_run};
 pub use unmerged::{Unmerged, unmerged};
 
 /// Whether a folder is that of a run, finished or not.
 pub fn is_run(folder: &Path) -> bool {
-    folder.join(folder::LEDGER).is_file()
-}
-
-/// Where the teacher of a run was found.
-pub fn teacher_of_run(folder: &Path) -> Option<String> {
-    let bytes = std::fs::read(folder.join(folder::PLAN)).ok()?;
-    let plan: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    plan["teacher"]["model"].as_str().map(String::from)
+    folder.join(ours::LEDGER).is_file()
 }
 
 /// What a conversion left behind.
@@ -66,7 +64,7 @@ pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Ve
     let mut work = || {
         let mut folder = RunFolder::open(&plan.folder)?;
         let inputs = Inputs::open(recipe, |index| folder.begun(&plan.stages[index].folder), progress)?;
-        folder.begin(recipe, plan, false)?;
+        begin(&mut folder, recipe, plan, &inputs, false, progress)?;
         let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
         for (index, (stage, planned)) in recipe.stages.iter().zip(&plan.stages).enumerate() {
             conversion.stage(index, &mut folder, progress)?;
@@ -85,34 +83,42 @@ pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Ve
 pub fn convert(recipe: &Recipe, plan: &Plan, fresh: bool, progress: &mut dyn Progress) -> Result<Summary> {
     let mut folder = RunFolder::open(&plan.folder)?;
     let inputs = Inputs::open(recipe, |index| !fresh && folder.begun(&plan.stages[index].folder), progress)?;
-    folder.begin(recipe, plan, fresh)?;
+    begin(&mut folder, recipe, plan, &inputs, fresh, progress)?;
     let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
     for index in 0..recipe.stages.len() {
         conversion.stage(index, &mut folder, progress)?;
     }
     conversion.merge()?;
     let model = plan.export.folder.clone();
-    let key = conversion.export_key()?;
-    if folder.ledger()?.finished("export", &key).is_some() && model.join("config.json").exists() {
-        progress.say(&format!("{}: unchanged", model.display()));
-    } else {
-        let started = std::time::Instant::now();
-        let dtype = recipe.export.dtype.map(Into::into);
-        let options = ExportOptions { shard_bytes: recipe.export.shard, dtype, base: None };
-        let exported = export(
-            &conversion.model,
-            &conversion.student,
-            &inputs.checkpoint,
-            &recipe.text,
-            &options,
-            &conversion.reports,
-            &model,
-            progress,
-        )?;
-        let megabytes = exported.bytes as f64 / 1e6;
-        progress.say(&format!("{}: {} files, {megabytes:.2} MB", model.display(), exported.files.len()));
-        folder.ledger()?.append(Entry::finished("export", &key, started.elapsed().as_secs_f64()))?;
-    }
+    exported::finish(&conversion, recipe, &inputs, &model, &mut folder, progress)?;
     conversion.require_finite()?;
     Ok(Summary { folder: folder.path().to_path_buf(), model, reports: conversion.reports })
+}
+
+/// Begins in a folder, and says why results of an earlier run there are made again.
+fn begin(
+    folder: &mut RunFolder,
+    recipe: &Recipe,
+    plan: &Plan,
+    inputs: &Inputs,
+    fresh: bool,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    if fresh {
+        // A ledger that cannot be read is no reason not to start again.
+        if let Ok(Some(ledger)) = Ledger::read(&folder.path().join(ours::LEDGER)) {
+            exported::make_replaceable(&plan.export.folder, &ledger, progress)?;
+        }
+        clear_leftovers(&plan.export.folder)?;
+    }
+    folder.begin(recipe, plan, fresh)?;
+    let ledger = folder.ledger()?;
+    if ledger.is_older(plan.stages.iter().map(|stage| stage.folder.as_str())) {
+        progress.say("an older version left results without checksums in this folder: they are made again");
+    }
+    if ledger.note(Note::Teacher, None, &inputs.teacher_digest)?.is_some() {
+        progress.say("the teacher is not the one of the earlier run: its results are made again");
+    }
+    ledger.note(Note::Companions, None, &inputs.companions)?;
+    Ok(())
 }

@@ -47,8 +47,8 @@ impl StageReport {
     pub(super) fn read(folder: &RunFolder, stage: &StageRecipe, name: &str) -> Result<StageReport> {
         let (mut evaluation, mut calibration, mut training) = (None, None, None);
         match stage {
-            StageRecipe::Evaluate(_) => evaluation = Some(json(folder, name)?),
-            StageRecipe::Calibrate(_) => calibration = Some(json(folder, name)?),
+            StageRecipe::Evaluate(_) => evaluation = Some(read(folder, name)?),
+            StageRecipe::Calibrate(_) => calibration = Some(read(folder, name)?),
             StageRecipe::AttentionTransfer(_) | StageRecipe::Lora(_) => training = Some(trained(folder, name)?),
             StageRecipe::Merge => (),
         }
@@ -56,7 +56,8 @@ impl StageReport {
     }
 }
 
-fn json<T: DeserializeOwned>(folder: &RunFolder, stage: &str) -> Result<T> {
+/// Reads the report of a stage.
+pub(super) fn read<T: DeserializeOwned>(folder: &RunFolder, stage: &str) -> Result<T> {
     let path = folder.path().join(stage).join(REPORT);
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "read it"))?;
     serde_json::from_slice(&bytes).map_err(|e| {

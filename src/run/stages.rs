@@ -2,12 +2,16 @@
 
 use super::adapter;
 use super::folder::RunFolder;
-use super::identity::chain;
+use super::identity::{chain, text};
 use super::inputs::Inputs;
-use super::ledger::Entry;
+use super::ledger::{Entry, Note};
+use super::ours::tidy_stage;
+use super::report::read as read_report;
+use super::results::{are_whole, checksums};
 use super::store::{REPORT, RESULT, STATE, StageStore, load_student, save_student};
 use crate::arch::FORMAT;
 use crate::evaluate::{Report, evaluate};
+use crate::export::code;
 use crate::model::{Conversion, Model, Student};
 use crate::plan::{Plan, StagePlan};
 use crate::progress::Progress;
@@ -15,6 +19,7 @@ use crate::recipe::{Calibrate, Evaluate, Recipe, StageRecipe, Training};
 use crate::stage::{AttentionTransfer, Lora, calibrate};
 use crate::train::{Group, Objective, Store, Trainer, TrainingData};
 use crate::{Error, Result};
+use std::time::Instant;
 
 /// The state that stages hand on.
 pub struct Pipeline<'a> {
@@ -89,10 +94,10 @@ impl<'a> Pipeline<'a> {
                 let (mut digest, mut unless_begun) = (None, None);
                 if let Some(start) = self.inputs.starts.get(&index) {
                     self.student.tensors.extend(start.tensors.clone());
-                    folder.ledger()?.start(name, &start.digest)?;
+                    folder.ledger()?.note(Note::Adapter, Some(name), &start.digest)?;
                     digest = Some(start.digest.clone());
                 } else if s.lora.from.is_some() {
-                    digest = folder.ledger()?.started(name).map(String::from);
+                    digest = folder.ledger()?.noted(Note::Adapter, Some(name)).map(String::from);
                     unless_begun = Some(adapter::absent(self.recipe, index));
                 }
                 if let Some(digest) = digest {
@@ -125,7 +130,10 @@ impl<'a> Pipeline<'a> {
 
     /// Key of the exported folder.
     pub fn export_key(&self) -> Result<String> {
-        chain(&self.key, &(&self.recipe.export, &self.recipe.text, &self.reports, &self.inputs.teacher_name))
+        let (recipe, inputs) = (self.recipe, self.inputs);
+        let taken = (&inputs.teacher_name, &inputs.companions);
+        let ours = (env!("CARGO_PKG_VERSION"), code());
+        chain(&self.key, &(&recipe.export, &recipe.text, &self.reports, taken, ours))
     }
 
     fn calibrate(
@@ -137,10 +145,10 @@ impl<'a> Pipeline<'a> {
     ) -> Result<()> {
         let path = folder.stage(name)?;
         let (result, report) = (path.join(RESULT), path.join(REPORT));
-        if self.finished(name, &result, folder, progress)? {
+        if self.taken(name, &[RESULT, REPORT], folder, progress)? {
             return Ok(());
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let windows = &self.inputs.windows;
         let batch = (stage.tokens as usize / windows.sequence()).max(1);
         let ids = windows.batch(self.recipe.seed, 0, batch);
@@ -154,22 +162,21 @@ impl<'a> Pipeline<'a> {
         let json = serde_json::to_vec_pretty(&layers).map_err(|e| Error::Internal(e.to_string()))?;
         crate::checkpoint::write_atomically(&report, &json)?;
         save_student(&result, &self.student.tensors, &self.key)?;
-        folder.ledger()?.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))
+        done(name, &self.key, &[RESULT, REPORT], started, folder)
     }
 
     /// Takes the tensors that an earlier run has left of this stage, if it has.
-    fn finished(
+    fn taken(
         &mut self,
         name: &str,
-        result: &std::path::Path,
+        files: &[&str],
         folder: &mut RunFolder,
         progress: &mut dyn Progress,
     ) -> Result<bool> {
-        if folder.ledger()?.finished(name, &self.key).is_none() {
+        if !is_done(name, &self.key, files, folder)? {
             return Ok(false);
         }
-        let Some(tensors) = load_student(result, &self.key)? else { return Ok(false) };
-        self.student.tensors = tensors;
+        self.student.tensors = load_student(&folder.stage(name)?.join(RESULT))?;
         progress.say(&format!("{name}: finished before"));
         Ok(true)
     }
@@ -183,16 +190,14 @@ impl<'a> Pipeline<'a> {
     ) -> Result<()> {
         let TrainingStage { name, key, steps, training, groups, unless_begun } = stage;
         let path = folder.stage(name)?;
-        let result = path.join(RESULT);
         self.key = key;
-        if self.finished(name, &result, folder, progress)? {
+        if self.taken(name, &[RESULT], folder, progress)? {
             return Ok(());
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let windows = &self.inputs.windows;
-        let state = path.join(STATE);
-        let mut store =
-            StageStore { state: state.clone(), metrics: folder.metrics(), stage: name.into(), key: self.key.clone() };
+        let (state, metrics) = (path.join(STATE), folder.metrics());
+        let mut store = StageStore { state, metrics, stage: name.into(), key: self.key.clone() };
         if let Some(error) = unless_begun
             && store.load()?.is_none()
         {
@@ -209,12 +214,8 @@ impl<'a> Pipeline<'a> {
         };
         let data = TrainingData { windows, held_out: self.inputs.held_out.as_ref(), seed: self.recipe.seed };
         trainer.run(&mut self.student, objective, &data, &mut store, progress)?;
-        save_student(&result, &self.student.tensors, &self.key)?;
-        folder.ledger()?.append(Entry::finished(name, &self.key, started.elapsed().as_secs_f64()))?;
-        if state.exists() {
-            std::fs::remove_file(&state).map_err(Error::io(&state, "remove it"))?;
-        }
-        Ok(())
+        save_student(&path.join(RESULT), &self.student.tensors, &self.key)?;
+        done(name, &self.key, &[RESULT], started, folder)
     }
 
     fn evaluate(
@@ -225,25 +226,40 @@ impl<'a> Pipeline<'a> {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let name = &self.plan.stages[index].folder;
-        let text = self.inputs.evaluations.get(&index);
-        let text = text.ok_or_else(|| Error::Internal(format!("{name} has no text")))?;
-        let windows = &text.windows;
-        let digest = super::identity::chain("", &(0..windows.len()).map(|i| windows.get(i)).collect::<Vec<_>>())?;
-        let key = chain(&self.key, &(&stage.text, digest, windows.sequence(), text.part))?;
-        let path = folder.stage(name)?.join(REPORT);
-        if folder.ledger()?.finished(name, &key).is_some()
-            && let Some(report) = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok())
-        {
+        let evaluated = self.inputs.evaluations.get(&index);
+        let evaluated = evaluated.ok_or_else(|| Error::Internal(format!("{name} has no text")))?;
+        let key = chain(&self.key, &(&stage.text, text(&evaluated.windows), evaluated.part))?;
+        if is_done(name, &key, &[REPORT], folder)? {
+            self.reports.push(read_report(folder, name)?);
             progress.say(&format!("{name}: finished before"));
-            self.reports.push(report);
             return Ok(());
         }
-        let started = std::time::Instant::now();
-        let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), text, progress)?;
+        let started = Instant::now();
+        let report = evaluate(&self.model, Some(&self.student), Some(&self.inputs.teacher), evaluated, progress)?;
         let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
-        crate::checkpoint::write_atomically(&path, &json)?;
-        folder.ledger()?.append(Entry::finished(name, &key, started.elapsed().as_secs_f64()))?;
+        crate::checkpoint::write_atomically(&folder.stage(name)?.join(REPORT), &json)?;
+        done(name, &key, &[REPORT], started, folder)?;
         self.reports.push(report);
         Ok(())
     }
+}
+
+/// Tells whether an earlier run has finished a stage under this key, and left these files of it.
+fn is_done(name: &str, key: &str, files: &[&str], folder: &mut RunFolder) -> Result<bool> {
+    let path = folder.stage(name)?;
+    let Some(entry) = folder.ledger()?.finished(name, key) else { return Ok(false) };
+    if !are_whole(&path, files, entry)? {
+        return Ok(false);
+    }
+    // A process may have been killed before it could do this.
+    tidy_stage(&path)?;
+    Ok(true)
+}
+
+/// Notes that a stage is finished, and with which files.
+fn done(name: &str, key: &str, files: &[&str], started: Instant, folder: &mut RunFolder) -> Result<()> {
+    let path = folder.stage(name)?;
+    let files = checksums(&path, files)?;
+    folder.ledger()?.append(Entry::finished(name, key, started.elapsed().as_secs_f64(), files))?;
+    tidy_stage(&path)
 }

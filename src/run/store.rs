@@ -1,6 +1,6 @@
 //! Training state and metrics on disk.
 
-use crate::checkpoint::{load_tensors, save_tensors, write_atomically};
+use crate::checkpoint::{load_tensors, open_or_create, save_tensors, tensors_digest, write_atomically};
 use crate::train::{Metric, Saved, Store};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 pub const STATE: &str = "state.safetensors";
 pub const RESULT: &str = "student.safetensors";
 pub const REPORT: &str = "report.json";
+
+/// Where a training state's metadata has the digest of all its tensors and words.
+const DIGEST: &str = "sha256";
 
 /// The state of one stage, valid for one key, and the run's metrics.
 pub struct StageStore {
@@ -27,24 +30,31 @@ impl Store for StageStore {
         if !self.state.exists() {
             return Ok(None);
         }
-        let (tensors, words) = load(&self.state)?;
+        let (tensors, mut words) = load(&self.state)?;
+        let wanted = words.remove(DIGEST);
+        let is_ours = words.get("key") == Some(&self.key);
+        let whole = match &wanted {
+            Some(wanted) => *wanted == tensors_digest(&tensors, &words)?,
+            // Older versions saved none, and had other keys.
+            None => !is_ours,
+        };
+        if !whole {
+            return Err(damaged(&self.state, "its values do not have the checksum that was saved with them"));
+        }
         // State of another recipe, text or teacher is not a beginning of this one.
-        Ok((words.get("key") == Some(&self.key)).then_some((tensors, words)))
+        Ok(is_ours.then_some((tensors, words)))
     }
 
     fn save(&mut self, tensors: BTreeMap<String, Tensor>, mut words: BTreeMap<String, String>) -> Result<()> {
         words.insert("key".into(), self.key.clone());
+        words.insert(DIGEST.into(), tensors_digest(&tensors, &words)?);
         save_tensors(&self.state, &tensors, &words)
     }
 
     fn metric(&mut self, metric: &Metric) -> Result<()> {
         let mut line = serde_json::to_string(metric).map_err(|e| Error::Internal(e.to_string()))?;
         line.push('\n');
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.metrics)
-            .map_err(Error::io(&self.metrics, "open it"))?;
+        let mut file = open_or_create(&self.metrics, OpenOptions::new().append(true))?;
         file.write_all(line.as_bytes()).map_err(Error::io(&self.metrics, "write to it"))
     }
 
@@ -64,23 +74,20 @@ pub fn save_student(path: &Path, tensors: &BTreeMap<String, Tensor>, key: &str) 
     save_tensors(path, tensors, &BTreeMap::from([("key".into(), key.into())]))
 }
 
-/// The tensors that [`save_student`] wrote under the same key.
-pub fn load_student(path: &Path, key: &str) -> Result<Option<BTreeMap<String, Tensor>>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let (tensors, words) = load(path)?;
-    Ok((words.get("key").map(String::as_str) == Some(key)).then_some(tensors))
+/// The tensors that [`save_student`] wrote.
+pub fn load_student(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    Ok(load(path)?.0)
+}
+
+fn load(path: &Path) -> Result<Saved> {
+    load_tensors(path).map_err(|error| match error {
+        Error::Checkpoint { path, what, .. } => damaged(&path, &what),
+        other => other,
+    })
 }
 
 /// A damaged file of a run is not to be downloaded again, as that of a model would be.
-fn load(path: &Path) -> Result<Saved> {
-    load_tensors(path).map_err(|error| match error {
-        Error::Checkpoint { path, what, .. } => Error::run(
-            path,
-            format!("what an earlier run saved is damaged: {what}"),
-            "remove this file, or start again with `--fresh`",
-        ),
-        other => other,
-    })
+fn damaged(path: &Path, what: &str) -> Error {
+    let what = format!("what an earlier run saved is damaged: {what}");
+    Error::run(path, what, "remove this file, or start again with `--fresh`")
 }

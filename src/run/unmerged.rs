@@ -1,10 +1,17 @@
 //! The student of a finished run with its last adapter apart, from what the stages have left.
 
-use super::store::{REPORT, RESULT};
+use super::ledger::{Ledger, Note};
+use super::ours::{LEDGER, MODEL, PLAN, RECIPE};
+use super::results::are_whole;
+use super::store::{REPORT, RESULT, load_student};
+use super::teacher::has_teacher;
 use crate::arch::Spec;
-use crate::checkpoint::{CONFIG, Checkpoint, Location, load_tensors};
+use crate::checkpoint::{CONFIG, Checkpoint, Location, file_digest};
 use crate::evaluate::Report;
+use crate::export::companions;
+use crate::hub;
 use crate::model::{Conversion, Model, Student};
+use crate::progress::Progress;
 use crate::recipe::{Recipe, StageRecipe};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -20,16 +27,27 @@ pub struct Unmerged {
 }
 
 /// Puts it together. A run without a LoRA stage has no adapter.
-pub fn unmerged(run: &Path) -> Result<Unmerged> {
-    let model = run.join("model");
+///
+/// Recipe, teacher and results must be those of the finished run. What an older version left without checksums is taken as
+/// it is.
+pub fn unmerged(run: &Path, progress: &mut dyn Progress) -> Result<Unmerged> {
+    let model = run.join(MODEL);
+    let unfinished = |what: &str| Error::run(run, what, "run its `convert` command again to finish it");
     if !model.join(CONFIG).is_file() {
-        let hint = "run its `convert` command again to finish it";
-        return Err(Error::run(run, "this run has not finished, so there is no model in it yet", hint));
+        return Err(unfinished("this run has not finished, so there is no model in it yet"));
+    }
+    let path = run.join(LEDGER);
+    let ledger = Ledger::read(&path)?.ok_or_else(|| Error::file(path, "there is no such file", "give a run"))?;
+    if let Some(wanted) = ledger.noted(Note::Recipe, None)
+        && !(ledger.ends_with_export() && file_digest(&run.join(RECIPE))?.as_deref() == Some(wanted))
+    {
+        return Err(unfinished("this run was begun again with another recipe or teacher, and has not finished since"));
     }
     let recipe = recipe(run)?;
-    let plan = json(&run.join("plan.json"))?;
+    let plan = json(&run.join(PLAN))?;
     let place = plan["teacher"]["model"].as_str().unwrap_or_default();
-    let teacher = Checkpoint::open(&Location::resolve(place, None)?)?;
+    let teacher = Checkpoint::open(&hub::model(&Location::resolve(place, None)?, progress)?)?;
+    require_same(&teacher, place, run, &ledger, progress)?;
     let spec = Spec::of(&teacher)?;
     let mut block = json(&model.join(CONFIG))?;
     let conversion: Conversion =
@@ -39,7 +57,14 @@ pub fn unmerged(run: &Path) -> Result<Unmerged> {
     let mut reports = vec![];
     let trains = |stage: &StageRecipe| !matches!(stage, StageRecipe::Merge | StageRecipe::Evaluate(_));
     for (index, stage) in recipe.stages.iter().enumerate() {
-        let folder = run.join(plan["stages"][index]["folder"].as_str().unwrap_or_default());
+        let name = plan["stages"][index]["folder"].as_str().unwrap_or_default();
+        let folder = run.join(name);
+        if let Some(entry) = ledger.last(name).filter(|entry| !entry.files.is_empty()) {
+            let files: Vec<&str> = entry.files.keys().map(String::as_str).collect();
+            if !are_whole(&folder, &files, entry)? {
+                return Err(unfinished(&format!("a file of its stage {name} is missing")));
+            }
+        }
         match stage {
             StageRecipe::Evaluate(_) => {
                 let path = folder.join(REPORT);
@@ -53,7 +78,7 @@ pub fn unmerged(run: &Path) -> Result<Unmerged> {
                     student.merge(&mut model)?;
                     student.adapter = Some(s.lora.adapter());
                 }
-                student.tensors = load_tensors(&folder.join(RESULT))?.0;
+                student.tensors = load_student(&folder.join(RESULT))?;
             }
         }
     }
@@ -63,9 +88,29 @@ pub fn unmerged(run: &Path) -> Result<Unmerged> {
     }
 }
 
+/// Refuses a teacher that is another one than when the run used it, or has other files beside its weights.
+fn require_same(
+    teacher: &Checkpoint,
+    place: &str,
+    run: &Path,
+    ledger: &Ledger,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let weights = has_teacher(run, teacher, progress)?;
+    let files = ledger.noted(Note::Companions, None);
+    let what = match (weights, files) {
+        (Some(false), _) => "weights or configuration",
+        (_, Some(wanted)) if wanted != companions(teacher)? => "tokenizer files, generation settings or licence",
+        _ => return Ok(()),
+    };
+    let what = format!("its teacher, `{place}`, has changed since: {what} are others than when the run used them");
+    let hint = "bring that teacher back, or run the `convert` command again, which converts the one that is there now";
+    Err(Error::run(run, what, hint))
+}
+
 /// The run's recipe with the overrides that stand below it as comments.
 fn recipe(run: &Path) -> Result<Recipe> {
-    let path = run.join("recipe.toml");
+    let path = run.join(RECIPE);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read it"))?;
     let mut lines: Vec<&str> = text.split('\n').collect();
     let mut sets = vec![];

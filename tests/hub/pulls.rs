@@ -195,6 +195,32 @@ fn a_beginning_that_is_there_is_continued() {
     }
 }
 
+/// A cache from elsewhere may have links in it that lead to files of the user.
+#[cfg(unix)]
+#[test]
+fn nothing_is_written_through_links() {
+    let hub = hub();
+    let user = User::new(&hub);
+    let sum = hub.state().repositories[&("models".into(), MODEL.into())].tree()["model.safetensors"].sum();
+    let mine = user.path("mine");
+    for (folder, name) in [
+        ("hf/hub/models--someone--stories260K/blobs", format!("{sum}.incomplete")),
+        ("hf/hub/.locks/models--someone--stories260K", format!("{sum}.lock")),
+    ] {
+        fs::write(&mine, "precious").unwrap();
+        fs::create_dir_all(user.path(folder)).unwrap();
+        let link = user.path(folder).join(name);
+        // An earlier attempt has made it.
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        let said = user.fails(&GENERATE);
+        assert!(said.contains("this is a link") && said.contains("remove the link"), "{said}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+        fs::remove_file(link).unwrap();
+    }
+    user.works(&GENERATE);
+}
+
 /// Two commands at once fetch a file once.
 #[test]
 fn two_at_once_share_a_download() {

@@ -1,5 +1,9 @@
 //! Whole conversions through the library: what is left on disk, and what a second run does.
 
+mod damage;
+mod folder;
+mod teacher;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,6 +101,38 @@ fn metrics(folder: &Path) -> Vec<(String, u64, f64)> {
         (v["stage"].as_str().unwrap().to_string(), v["step"].as_u64().unwrap(), v["loss"].as_f64().unwrap())
     };
     text.lines().map(line).collect()
+}
+
+/// A copy of a folder with everything in it.
+fn copy(from: &Path, to: &Path) {
+    for (name, bytes) in files(from) {
+        fs::create_dir_all(to.join(&name).parent().unwrap()).unwrap();
+        fs::write(to.join(name), bytes).unwrap();
+    }
+}
+
+/// Names and contents of all files in a folder and below it, sorted.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all = vec![];
+    for entry in folder.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            all.extend(files(&entry.path()).into_iter().map(|(inside, bytes)| (format!("{name}/{inside}"), bytes)));
+        } else {
+            all.push((name, fs::read(entry.path()).unwrap()));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// One bit near the end of a file.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.len() - 5;
+    bytes[at] ^= 0x40;
+    fs::write(path, bytes).unwrap();
 }
 
 #[test]
