@@ -10,9 +10,11 @@ mod files;
 mod header;
 mod hub_id;
 mod index;
+mod links;
 mod location;
 mod open;
 mod tensors;
+mod values;
 mod words;
 mod writer;
 
@@ -25,6 +27,8 @@ pub use open::{Checkpoint, TensorInfo};
 pub use tensors::{load_tensors, save_tensors};
 pub use writer::Writer;
 
+pub(crate) use links::within;
+pub(crate) use values::place_in;
 pub(crate) use words::{nearest, shown};
 
 /// The weights of a checkpoint in one file.
