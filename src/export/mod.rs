@@ -12,8 +12,11 @@ mod fla;
 mod fla_layers;
 mod forms;
 mod parity;
+mod peft;
 mod place;
 mod python;
+mod range;
+mod read_adapter;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,12 +31,15 @@ use crate::{Error, Result};
 use files::Copies;
 use place::Place;
 
-pub use adapter::{ADAPTER, read_adapter};
+pub use adapter::ADAPTER;
 pub use copy::copy;
-pub use files::TOKENIZER;
+pub use files::{TOKENIZER, companions};
 pub use fla::export_fla;
 pub use forms::{NO_GGUF, without_fla};
 pub use parity::{Parity, TOLERANCE, compare};
+pub use peft::Settings;
+pub use range::require_range;
+pub use read_adapter::read_adapter;
 
 /// How weights are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,7 +160,8 @@ impl Stored {
     }
 }
 
-/// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer.
+/// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer. All of them are finite
+/// in the types that they are stored in.
 fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &ExportOptions) -> Result<Vec<Stored>> {
     if let Some(other) = options.dtype.filter(|d| config::dtype_word(*d).is_none()) {
         return Err(Error::usage(
@@ -176,6 +183,7 @@ fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &Exp
         let tensor = tensor.ok_or_else(|| Error::Internal(format!("the student has no `{name}`")))?;
         all.push(Stored { tensor: tensor.clone(), name, dtype: DType::F32 });
     }
+    all.iter().try_for_each(|stored| range::require(&stored.name, &stored.tensor, stored.dtype))?;
     Ok(all)
 }
 

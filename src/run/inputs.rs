@@ -5,6 +5,7 @@ use super::adapter::{self, Start};
 use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
+use crate::export::require_range;
 use crate::hub;
 use crate::model::Model;
 use crate::progress::{Progress, Unit};
@@ -71,6 +72,9 @@ impl Inputs {
             }
         }
         let teacher = Model::load(&checkpoint, &spec)?;
+        if let Some(dtype) = recipe.export.dtype {
+            require_range(&teacher, dtype.into())?;
+        }
         let sample = [teacher.final_norm()?.0, &teacher.embed];
         let teacher_key = identity::teacher(&checkpoint, &sample)?;
         let held = held_out.as_ref().map(Windows::len);
