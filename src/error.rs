@@ -47,8 +47,8 @@ pub enum Error {
     /// Not enough space to write what must be written.
     #[error("{}: {needed} bytes are needed, {available} are free", .path.display())]
     Disk { path: PathBuf, needed: u64, available: u64 },
-    /// A loss, gradient or weight is no longer finite. Nothing was updated with it.
-    #[error("{stage}, step {step}: {place} is not finite")]
+    /// A loss, gradient or weight is no longer finite. Nothing was updated with it. Step 0 is that of a stage without any.
+    #[error("{}: {place} is not finite", step_of(.stage, *.step))]
     NonFinite { stage: String, step: usize, place: String },
     /// What was written does not equal what was in memory.
     #[error("{what}")]
@@ -77,6 +77,14 @@ fn recipe_headline(name: &str, mistakes: &[Mistake]) -> String {
     match mistakes.len() {
         1 => format!("recipe {name}: one mistake"),
         n => format!("recipe {name}: {n} mistakes"),
+    }
+}
+
+/// The stage, with the step where it has steps.
+fn step_of(stage: &str, step: usize) -> String {
+    match step {
+        0 => stage.into(),
+        n => format!("{stage}, step {n}"),
     }
 }
 
@@ -135,6 +143,11 @@ impl Error {
                 Some("`subquad recipes show quickstart` prints a recipe with every common key".into())
             }
             Error::Disk { .. } => Some("free some space, or choose another place with `--out`".into()),
+            Error::NonFinite { step: 0, .. } => Some(
+                "choose another mixer or a window, keep softmax in such layers with `student.keep_softmax`, or lower \
+                 `optimizer.lr` of a stage that trained before; where the teacher itself is at fault, take another"
+                    .into(),
+            ),
             Error::NonFinite { .. } => Some(
                 "nothing was updated; lower `optimizer.lr` or set `optimizer.clip`, then run the same command again"
                     .into(),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use subquad::Error;
 use subquad::arch::{Part, Scaling, Spec, Target};
 use subquad::checkpoint::{Checkpoint, Location, Writer};
+use subquad::model::Model;
 use tempfile::TempDir;
 
 type Tensors = Vec<(String, DType, Vec<usize>)>;
@@ -233,6 +234,61 @@ fn tied_and_untied_heads() {
     );
     says(spec(&untied, with_head(&[8, 5])), "`lm_head.weight` has the shape [8, 5]", "different models");
     says(spec(&config(), with_head(&[9, 4])), "`lm_head.weight` has the shape [9, 4]", "different models");
+}
+
+/// A tied model of `vocab` words whose files have a head too, in types of their own; at `at` the head has another number.
+fn with_head(config: &Value, vocab: usize, dtypes: [DType; 2], at: Option<usize>) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let mut all = tensors();
+    (all[0].1, all[0].2) = (dtypes[0], vec![vocab, 4]);
+    all.push(("lm_head.weight".into(), dtypes[1], vec![vocab, 4]));
+    let mut writer = Writer::create(dir.path(), all.clone(), 1 << 30).unwrap();
+    for (name, _, shape) in all {
+        let mut values: Vec<f32> = (0..shape.iter().product()).map(|i| (i % 100) as f32 / 8.0).collect();
+        if let Some(at) = at.filter(|_| name == "lm_head.weight") {
+            values[at] += 0.25;
+        }
+        writer.write(&name, &Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+    let mut config = config.clone();
+    config["vocab_size"] = json!(vocab);
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+fn load(dir: &TempDir) -> Result<Spec, Error> {
+    let checkpoint = Checkpoint::open(&Location::Path(dir.path().into()))?;
+    let spec = Spec::of(&checkpoint)?;
+    Model::load(&checkpoint, &spec)?;
+    Ok(spec)
+}
+
+/// transformers 4 drops such a head and transformers 5 uses it: what its owner meant is not known.
+#[test]
+fn a_tied_head_with_other_numbers_is_refused() {
+    let types = [DType::F32, DType::F16, DType::BF16];
+    for (embed, head) in types.into_iter().flat_map(|embed| types.map(|head| (embed, head))) {
+        assert!(
+            load(&with_head(&config(), 8, [embed, head], None)).unwrap().tied,
+            "the same numbers, {embed:?}, {head:?}"
+        );
+        let error = load(&with_head(&config(), 8, [embed, head], Some(13)));
+        let what = "`lm_head.weight` and `model.embed_tokens.weight` differ, first at [3, 1] (1.875 and 1.625), and \
+                    `tie_word_embeddings` in `config.json` is true";
+        says(error, what, "`\"tie_word_embeddings\": false` in `config.json`; to use the embedding for both");
+    }
+    let absent = json!({ "model_type": "gemma", "head_dim": 2, "hidden_act": "gelu_pytorch_tanh" });
+    let mut gemma = with("tie_word_embeddings", Value::Null);
+    gemma.as_object_mut().unwrap().extend(absent.as_object().unwrap().clone());
+    says(load(&with_head(&gemma, 8, [DType::F32; 2], Some(0))), "is missing, which means true", "remove the tensor");
+    let untied = with("tie_word_embeddings", json!(false));
+    assert!(!load(&with_head(&untied, 8, [DType::F32; 2], Some(13))).unwrap().tied);
+
+    // Headers alone show what differs from the beginning; all of both is read with the weights.
+    let late = with_head(&config(), 70_000, [DType::F32; 2], Some(4 * 70_000 - 1));
+    assert!(Spec::of(&Checkpoint::open(&Location::Path(late.path().into())).unwrap()).is_ok());
+    says(load(&late), "differ, first at [69999, 3]", "remove the tensor `lm_head.weight`");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use common::models::{self, teacher};
 use subquad::checkpoint::Location;
 use subquad::evaluate::{EvaluationText, evaluate};
 use subquad::mixer::{MIXERS, Window};
-use subquad::model::{Model, Student};
+use subquad::model::{Model, Student, Target};
 use subquad::progress::Silent;
 use subquad::stage::{Match, calibrate};
 use subquad::text::{Tokenizer, Windows, documents, tokenize};
@@ -63,4 +63,29 @@ fn every_mixer_beats_the_silent_one() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Weights that are finite and lead to what is not, and an attention that says nothing: the layer is named, and the student
+/// stays as it was.
+#[test]
+fn what_is_not_finite_is_no_calibration() {
+    let whole = teacher("stories260K");
+    let ids = windows("stories260K", "builtin:tinystories", 512).get(0).to_vec();
+    for (factor, what) in [
+        (0.0, "calibrate: the error of layer 2, whose attention gives nothing but zeros in the teacher, is not finite"),
+        (1e38, "calibrate: the attention of layer 2 in the teacher is not finite"),
+    ] {
+        let mut model = whole.clone();
+        let weight = (model.layers[2].weight(Target::V).unwrap() * factor).unwrap();
+        model.set_weight(2, Target::V, weight);
+        let mut student = models::student_of("hedgehog", &model, None, &[]);
+        let before: Vec<_> =
+            student.tensors.values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+        let error = calibrate(&model, &mut student, &ids, 1, Match::Error, &mut Silent).unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), (what, 2));
+        assert!(error.hint().unwrap().contains("student.keep_softmax"));
+        let after: Vec<_> =
+            student.tensors.values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+        assert_eq!(after, before);
+    }
 }

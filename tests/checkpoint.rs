@@ -358,6 +358,71 @@ fn links_to_whole_files_are_followed() {
     says(open(&dir), "a link to a file that is not there", "incomplete");
 }
 
+/// What is copied elsewhere comes from the folder itself, whatever name leads to it.
+#[cfg(unix)]
+#[test]
+fn links_out_of_the_folder_are_refused() {
+    let outer = TempDir::new().unwrap();
+    fs::write(outer.path().join("secret"), "{}").unwrap();
+    let dir = folder(&[("model.safetensors", &byte("x"))]);
+    let files = Files::open(&Location::Path(dir.path().into())).unwrap();
+    let link = |name: &str, target: &Path| std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+    link("within.json", Path::new("config.json"));
+    assert_eq!(files.read("within.json").unwrap().unwrap().as_ref(), b"{}");
+    link("out.json", &outer.path().join("secret"));
+    link("twice.json", Path::new("out.json"));
+    link("up.json", Path::new("../../../../../../../../etc/hostname"));
+    for name in ["out.json", "twice.json", "up.json"] {
+        says(files.read(name), "a link out of the model's folder", "replace the link by a copy");
+    }
+    link("loop.json", Path::new("loop.json"));
+    assert!(files.read("loop.json").is_err());
+    // A shard by another name than that of weights is no exception.
+    let index = json!({"weight_map": {"x": "weights"}}).to_string();
+    fs::write(outer.path().join("shard"), byte("x")).unwrap();
+    fs::rename(dir.path().join("model.safetensors"), outer.path().join("model.safetensors")).unwrap();
+    fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    link("weights", &outer.path().join("shard"));
+    says(open(&dir), "a link out of the model's folder", "replace the link by a copy");
+    // The folder may be a link itself.
+    let name = outer.path().join("model");
+    std::os::unix::fs::symlink(dir.path(), &name).unwrap();
+    assert!(Files::open(&Location::Path(name)).unwrap().read("config.json").unwrap().is_some());
+}
+
+// ---- numbers ----
+
+/// In every type, at every end of what one thread looks at: the first is named, with its file.
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    let (rows, columns) = (3, 1 << 16);
+    let last = rows * columns - 1;
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (at, value) in [(0, f32::NAN), (columns - 1, f32::INFINITY), (columns, f32::NEG_INFINITY), (last, f32::NAN)]
+        {
+            let dir = folder(&[]);
+            let mut values = vec![0.5f32; rows * columns];
+            values[at] = value;
+            values[last] = f32::NAN;
+            let mut writer =
+                Writer::create(dir.path(), vec![("x".into(), dtype, vec![rows, columns])], 1 << 30).unwrap();
+            writer.write("x", &Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()).unwrap();
+            writer.finish().unwrap();
+            let checkpoint = open(&dir).unwrap();
+            let what = format!("model.safetensors: tensor `x` holds {value} at [{}, {}]", at / columns, at % columns);
+            says(checkpoint.tensor("x", DType::F32), &what, "give an earlier checkpoint");
+        }
+    }
+    // The largest and the smallest numbers that there are.
+    let dir = folder(&[]);
+    let bytes: Vec<u8> =
+        [f32::MAX, f32::MIN, f32::MIN_POSITIVE, -0.0, 1e-45].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut whole = file(r#"{"x":{"dtype":"F32","shape":[5],"data_offsets":[0,20]}}"#, 0);
+    whole.extend(bytes);
+    fs::write(dir.path().join("model.safetensors"), whole).unwrap();
+    assert_eq!(values(&open(&dir).unwrap().tensor("x", DType::F32).unwrap())[..2], [f32::MAX, f32::MIN]);
+}
+
 // ---- heads ----
 
 #[test]

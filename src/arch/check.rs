@@ -21,8 +21,7 @@ pub(super) fn check(spec: &Spec, checkpoint: &Checkpoint, converted: bool) -> Re
         };
         require(checkpoint, info, &stored.shape)?;
     }
-    let heads = spec.names.after.iter().filter(|stored| stored.parts == [Part::Head]);
-    let heads: Vec<&str> = heads.map(|stored| stored.name).collect();
+    let heads: Vec<&str> = spec.heads().collect();
     let ignored = |name: &str| spec.names.ignored.iter().any(|end| name.ends_with(end));
     for info in checkpoint.tensors().iter().filter(|info| !known.contains(info.name.as_str())) {
         if heads.contains(&info.name.as_str()) {

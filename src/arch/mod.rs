@@ -25,6 +25,7 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod ropes;
+mod shared;
 mod smollm3;
 mod spec;
 mod stablelm;
@@ -113,6 +114,7 @@ impl Spec {
         spec.bare = !checkpoint.tensors().iter().any(|tensor| tensor.name.starts_with(base));
         add_generation_ends(&mut spec, checkpoint)?;
         check::check(&spec, checkpoint, block.is_some())?;
+        shared::glance(&spec, checkpoint)?;
         Ok(spec)
     }
 }

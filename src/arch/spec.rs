@@ -348,6 +348,11 @@ impl Spec {
         all.find(|stored| stored.parts.contains(&part)).map(|s| (self.name(s.name, layer), s.parts.len()))
     }
 
+    /// Names of a head in the files, tied or not.
+    pub(super) fn heads(&self) -> impl Iterator<Item = &'static str> {
+        self.names.after.iter().filter(|stored| stored.parts == [Part::Head]).map(|stored| stored.name)
+    }
+
     /// What the names of a layer's mixer tensors begin with: they lie beside the projections.
     pub fn mixer_prefix(&self, layer: usize) -> String {
         self.name(self.names.attention, layer) + "mixer."

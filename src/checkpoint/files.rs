@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::builtin::Builtin;
+use super::links::{dangling, within};
 use super::location::Location;
 use super::words::shown;
 use crate::error::{Error, Result};
 
 /// Largest file that is read whole into memory: tokenizers have tens of megabytes. Weights are mapped, not read.
 const LARGEST_READ: u64 = 1 << 30;
+/// What the names of files of weights end with.
+const SAFETENSORS: &str = ".safetensors";
 
 /// The files of a folder or builtin, read by plain name: no separators, no `..`, so that no name leads elsewhere.
 #[derive(Debug)]
@@ -133,7 +136,7 @@ impl Files {
         match &self.source {
             Source::Builtin(builtin) => Ok(builtin.file(name).map(Cow::Borrowed)),
             Source::Folder(folder) => {
-                let path = folder.join(name);
+                let Some(path) = within(folder, name)? else { return Ok(None) };
                 let Some((file, length)) = open(&path)? else { return Ok(None) };
                 if length > limit {
                     return Err(too_large(length));
@@ -148,7 +151,8 @@ impl Files {
         }
     }
 
-    /// The contents of a file without reading them; `None` when there is no such file.
+    /// The contents of a file without reading them; `None` when there is no such file. Weights may be links to anywhere,
+    /// such as a larger disk: they are parsed, and never copied as they are.
     pub(super) fn map(&self, name: &str) -> Result<Option<Bytes>> {
         self.require_plain(name)?;
         if let Some(head) = self.heads.get(name) {
@@ -156,7 +160,8 @@ impl Files {
         }
         match &self.source {
             Source::Builtin(builtin) => Ok(builtin.file(name).map(Bytes::Embedded)),
-            Source::Folder(folder) => map(&folder.join(name)),
+            Source::Folder(folder) if name.ends_with(SAFETENSORS) => map(&folder.join(name)),
+            Source::Folder(folder) => within(folder, name)?.map_or(Ok(None), |path| map(&path)),
         }
     }
 
@@ -209,11 +214,7 @@ fn open(path: &Path) -> Result<Option<(File, u64)>> {
     let found = match fs::metadata(path) {
         Ok(found) => found,
         Err(e) if e.kind() == ErrorKind::NotFound && path.is_symlink() => {
-            return Err(Error::file(
-                path,
-                "this is a link to a file that is not there",
-                "the download is incomplete: download the model again",
-            ));
+            return Err(dangling(path));
         }
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, "look at it")(e)),

@@ -11,10 +11,12 @@ mod files;
 mod header;
 mod hub_id;
 mod index;
+mod links;
 mod location;
 mod open;
 mod own;
 mod tensors;
+mod values;
 mod words;
 mod writer;
 
@@ -28,9 +30,11 @@ pub use tensors::{load_tensors, save_tensors, tensors_digest};
 pub use writer::Writer;
 
 pub(crate) use digest::{file_digest, file_digests, hex};
+pub(crate) use links::within;
 #[cfg(feature = "hub")]
 pub(crate) use own::create_anew;
 pub(crate) use own::{open_or_create, partial};
+pub(crate) use values::place_in;
 pub(crate) use words::{nearest, shown};
 
 /// The weights of a checkpoint in one file.

@@ -11,11 +11,16 @@ use super::builtin::BUILTINS;
 use super::files::Files;
 use super::index::{Shard, shards};
 use super::location::Location;
+use super::values::{Numbers, place_in};
 use super::words::{nearest, shown};
 use crate::error::{Error, Result};
 
 /// Largest `config.json` that is read.
 const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// What to do about numbers that are not finite.
+const NOT_FINITE: &str = "the file is damaged, or was saved by a training that had diverged: download or copy it again, or \
+                          give an earlier checkpoint";
 
 /// What a header says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,28 +109,56 @@ impl Checkpoint {
         self.tensors.iter().map(|t| t.bytes as u64).sum()
     }
 
-    /// Copies one tensor to the CPU as `dtype`. The file may have it as f32, f16 or bf16.
+    /// Copies one tensor to the CPU as `dtype`. The file may have it as f32, f16 or bf16; a number in it that is not finite
+    /// is an error.
     pub fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let at = self.position(name).ok_or_else(|| self.missing(name, |_| true))?;
         let info = &self.tensors[at];
-        let stored = stored(info.dtype).ok_or_else(|| {
-            Error::checkpoint(
-                self.files.place(&info.file),
-                format!("tensor `{}` is stored as {:?}; f32, f16 and bf16 are read", shown(name), info.dtype),
-                "give the unquantised checkpoint",
-            )
-        })?;
-        Ok(Tensor::from_raw_buffer(self.bytes(at)?, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+        let numbers = Numbers { bytes: self.bytes(at)?, dtype: self.dtype(at)? };
+        if let Some((index, value)) = numbers.first_not_finite() {
+            let place = place_in(&info.shape, index);
+            let what =
+                format!("tensor `{}` holds {value} at {place:?}: not all of its numbers are finite", shown(name));
+            return Err(Error::checkpoint(self.files.place(&info.file), what, NOT_FINITE));
+        }
+        Ok(Tensor::from_raw_buffer(numbers.bytes, numbers.dtype, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
     }
 
     /// The bytes of one of [`Checkpoint::tensors`], as its file has them.
     pub(super) fn bytes(&self, at: usize) -> Result<&[u8]> {
-        let (shard, start, end) = self.places[at];
-        self.shards[shard].bytes.get(start..end).ok_or_else(|| {
+        self.bytes_here(at).ok_or_else(|| {
             let what = "only the headers of this model were fetched, not its weights";
             let place = self.files.place(&self.tensors[at].file);
             Error::checkpoint(place, what, "`hub::model` downloads it and gives its folder")
         })
+    }
+
+    /// [`Checkpoint::bytes`], or `None` where only the header of the file is here.
+    fn bytes_here(&self, at: usize) -> Option<&[u8]> {
+        let (shard, start, end) = self.places[at];
+        self.shards[shard].bytes.get(start..end)
+    }
+
+    /// The number format of a tensor, if it is one that is read.
+    fn dtype(&self, at: usize) -> Result<DType> {
+        let info = &self.tensors[at];
+        stored(info.dtype).ok_or_else(|| {
+            Error::checkpoint(
+                self.files.place(&info.file),
+                format!("tensor `{}` is stored as {:?}; f32, f16 and bf16 are read", shown(&info.name), info.dtype),
+                "give the unquantised checkpoint",
+            )
+        })
+    }
+
+    /// The first place at which two tensors of one shape hold different numbers, and these; `None` where they hold the
+    /// same, or where their numbers are not here. At most the first `most` elements are compared.
+    pub(crate) fn first_difference(&self, names: [&str; 2], most: usize) -> Result<Option<(Vec<usize>, [f32; 2])>> {
+        let [Some(a), Some(b)] = names.map(|name| self.position(name)) else { return Ok(None) };
+        let (Some(x), Some(y)) = (self.bytes_here(a), self.bytes_here(b)) else { return Ok(None) };
+        let (x, y) = (Numbers { bytes: x, dtype: self.dtype(a)? }, Numbers { bytes: y, dtype: self.dtype(b)? });
+        let found = x.beginning(most).first_difference(y.beginning(most));
+        Ok(found.map(|(index, values)| (place_in(&self.tensors[a].shape, index), values)))
     }
 
     /// As [`Checkpoint::tensor`], and any other shape than `shape` is an error.

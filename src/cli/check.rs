@@ -31,8 +31,8 @@ impl RecipeArgs {
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
         let recipe = self.recipe.load()?;
-        if let Some(error) = plan::check(&recipe)? {
-            printer.warn(format_args!("{}: not held to its teacher: {error}", recipe.name));
+        for warning in plan::check(&recipe)? {
+            printer.warn(format_args!("{}: {warning}", recipe.name));
         }
         printer.note(format_args!("{}: no mistakes; `subquad plan {0}` shows what it would do", recipe.name));
         Ok(())

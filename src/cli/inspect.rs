@@ -135,10 +135,8 @@ impl Converted {
         let conversion: Conversion =
             serde_json::from_value(block.clone().into()).map_err(|error| broken(error.to_string()))?;
         let outline = Student::outline(conversion, spec).map_err(|error| broken(error.to_string()))?;
+        outline.require_tensors(checkpoint)?;
         let added = outline.new_tensors();
-        if let Some((name, ..)) = added.iter().find(|(name, ..)| checkpoint.info(name).is_none()) {
-            return Err(checkpoint.missing(name, |_| true));
-        }
         Ok(Some(Converted {
             mixer_parameters: added.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum(),
             state_bytes: outline.state_bytes(spec.context),

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::text;
 use crate::arch::{Arrangement, Part, Spec, StoredTensor, Target};
-use crate::checkpoint::{load_tensors, save_tensors, shown, write_atomically};
+use crate::checkpoint::{save_tensors, write_atomically};
 use crate::model::{Adapter, Model, Student, join};
 use crate::{Error, Result};
 
@@ -20,7 +20,7 @@ pub const ADAPTER: &str = "adapter";
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of modules.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// The targets that a tensor holds weights of, one for each of its parts.
 fn targets(stored: &StoredTensor) -> Vec<Target> {
@@ -118,82 +118,4 @@ fn joined(
     };
     let b = StoredTensor { parts, arrangement, ..stored.clone() };
     Ok((Tensor::cat(&a, 0)?, join(spec, &b, &rows.iter().collect::<Vec<_>>())?))
-}
-
-/// The adapter in `folder`, as this model takes it: its shape, and its tensors under this crate's names.
-pub fn read_adapter(folder: &Path, spec: &Spec) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
-    let path = folder.join(CONFIG);
-    let hint = "give a folder with adapter_config.json and adapter_model.safetensors, as PEFT or `subquad export \
-                --adapter` writes it";
-    let bytes = std::fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}"), hint))?;
-    let config: Map<String, Value> =
-        serde_json::from_slice(&bytes).map_err(|e| Error::file(&path, format!("is no JSON object: {e}"), hint))?;
-    let unlike = |what: String| Error::file(&path, what, "only plain LoRA of one rank can be trained further");
-    if config.get("peft_type").and_then(Value::as_str) != Some("LORA") {
-        return Err(unlike("`peft_type` is not LORA".into()));
-    }
-    for key in ["use_rslora", "use_dora"] {
-        if config.get(key).and_then(Value::as_bool) == Some(true) {
-            return Err(unlike(format!("`{key}` is true")));
-        }
-    }
-    for key in ["rank_pattern", "alpha_pattern", "modules_to_save"] {
-        let empty = |v: &Value| v.is_null() || v.as_object().is_some_and(Map::is_empty);
-        if config.get(key).is_some_and(|v| !empty(v)) {
-            return Err(unlike(format!("`{key}` is set")));
-        }
-    }
-    let rank = config.get("r").and_then(Value::as_u64).filter(|r| *r > 0).and_then(|r| usize::try_from(r).ok());
-    let rank = rank.ok_or_else(|| unlike("`r` is no rank".into()))?;
-    let alpha = config.get("lora_alpha").and_then(Value::as_f64).filter(|a| *a > 0.0);
-    let alpha = alpha.ok_or_else(|| unlike("`lora_alpha` is no scale".into()))?;
-
-    let weights = folder.join(WEIGHTS);
-    let (mut found, _) = load_tensors(&weights)?;
-    let (mut tensors, mut on) = (BTreeMap::new(), vec![]);
-    for target in Target::ALL {
-        for layer in 0..spec.layers {
-            let (Some([out, input]), Some(names)) = (spec.linear(layer, target), Adapter::names(spec, layer, target))
-            else {
-                continue;
-            };
-            for (name, shape) in names.into_iter().zip([[rank, input], [out, rank]]) {
-                let full = format!("{PREFIX}{name}");
-                let Some(tensor) = found.remove(&full) else {
-                    if on.contains(&target) {
-                        let what = format!("`{full}` is missing, and other layers have theirs");
-                        return Err(Error::file(&weights, what, "give all layers or none an adapter"));
-                    }
-                    continue;
-                };
-                if tensor.dims() != shape {
-                    let what = format!("`{full}` has the shape {:?}, and this model needs {shape:?}", tensor.dims());
-                    return Err(Error::file(&weights, what, "the adapter belongs to another model"));
-                }
-                tensors.insert(name, tensor.to_dtype(DType::F32)?);
-                if !on.contains(&target) {
-                    on.push(target);
-                }
-            }
-        }
-    }
-    if let Some(name) = found.keys().next() {
-        let what = format!("`{}` is the name of no projection of this model that has a tensor of its own", shown(name));
-        return Err(Error::file(
-            &weights,
-            what,
-            "the adapter belongs to another model, or to projections that share one",
-        ));
-    }
-    // A first layer without what later ones have is as incomplete.
-    let adapter = Adapter { rank, alpha, targets: on };
-    let needed = (0..spec.layers).flat_map(|layer| adapter.tensors(spec, layer));
-    if let Some((name, ..)) = needed.into_iter().find(|(name, ..)| !tensors.contains_key(name)) {
-        let what = format!("`{PREFIX}{name}` is missing, and other layers have theirs");
-        return Err(Error::file(&weights, what, "give all layers or none an adapter"));
-    }
-    if adapter.targets.is_empty() {
-        return Err(Error::file(&weights, "there is no adapter of any projection in it", hint));
-    }
-    Ok((adapter, tensors))
 }

@@ -6,7 +6,7 @@ use super::files::{self, is_exported};
 use super::place::{Place, is_converted};
 use super::{ADAPTER, Written};
 use crate::arch::Spec;
-use crate::checkpoint::{Checkpoint, Location, write_atomically};
+use crate::checkpoint::{Checkpoint, Location, within, write_atomically};
 use crate::model::Student;
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
@@ -19,6 +19,8 @@ pub fn copy(from: &Path, to: &Path, progress: &mut dyn Progress) -> Result<(Path
     }
     let ours = |file: &Written| is_exported(&file.name) || file.name.starts_with(&format!("{ADAPTER}/"));
     let listed: Vec<Written> = files::listing(from)?.into_iter().filter(ours).collect();
+    // Before anything is made.
+    listed.iter().try_for_each(|file| source(from, &file.name).map(drop))?;
     let place = Place::prepare(to)?;
     if std::fs::canonicalize(from).is_ok_and(|from| Some(from) == std::fs::canonicalize(to).ok()) {
         return Err(Error::usage("the model is there already", "give another folder with `--to`"));
@@ -27,7 +29,7 @@ pub fn copy(from: &Path, to: &Path, progress: &mut dyn Progress) -> Result<(Path
     let mut done = 0;
     for file in &listed {
         check_interrupt()?;
-        let (source, target) = (from.join(&file.name), place.folder().join(&file.name));
+        let (source, target) = (source(from, &file.name)?, place.folder().join(&file.name));
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
         }
@@ -40,4 +42,10 @@ pub fn copy(from: &Path, to: &Path, progress: &mut dyn Progress) -> Result<(Path
     let checkpoint = Checkpoint::open(&Location::Path(place.folder().into()))?;
     Student::load(&checkpoint, &Spec::of(&checkpoint)?)?;
     Ok((place.finish()?, listed))
+}
+
+/// A file of the folder; one that is a link out of it is refused, since all of it would be copied.
+fn source(from: &Path, name: &str) -> Result<PathBuf> {
+    let found = within(from, name)?;
+    found.ok_or_else(|| Error::file(from.join(name), "this file is gone", "run the same command again"))
 }

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use serde::de::IgnoredAny;
+
 use super::config::GENERATION;
 use super::{Written, adapter};
-use crate::checkpoint::{CONFIG, Checkpoint, INDEX, WEIGHTS};
+use crate::checkpoint::{CONFIG, Checkpoint, INDEX, WEIGHTS, shown};
 use crate::{Error, Result};
 
 /// The recipe, verbatim.
@@ -22,6 +24,12 @@ pub const TOKENIZER: [&str; 8] = [
     "merges.txt",
     "chat_template.jinja",
 ];
+
+/// What the names of chat templates end with.
+const TEMPLATE: &str = ".jinja";
+/// Largest chat template, licence or notice that is copied, and largest file of a tokenizer.
+const MAX_TEXT: u64 = 1 << 20;
+const MAX_TOKENIZER: u64 = 1 << 30;
 
 /// Whether `name` is a licence or a notice, and a plain name on every system.
 fn is_legal(name: &str) -> bool {
@@ -51,22 +59,43 @@ pub(super) struct Copies {
     pub files: Vec<(String, Vec<u8>)>,
     /// The files of a tokenizer that are not there.
     pub absent: Vec<&'static str>,
+    /// The licences and notices that are no texts and are not taken over.
+    pub left_out: Vec<String>,
+}
+
+/// Holds the files that an export would copy from the teacher to what they must be, and says which are left out.
+pub fn check_companions(teacher: &Checkpoint) -> Result<Vec<String>> {
+    let left_out = Copies::of(teacher)?.left_out.into_iter();
+    let note = |name: String| {
+        format!("`{}` is not UTF-8 text, so the converted model will not have it: copy it there yourself", shown(&name))
+    };
+    Ok(left_out.map(note).collect())
 }
 
 impl Copies {
     /// Reads them from the teacher's folder.
     pub fn of(teacher: &Checkpoint) -> Result<Copies> {
         let source = teacher.files();
-        let mut copies = Copies { files: Vec::new(), absent: Vec::new() };
+        let mut copies = Copies { files: Vec::new(), absent: Vec::new(), left_out: Vec::new() };
         for name in TOKENIZER {
-            match source.read(name)? {
-                Some(bytes) => copies.files.push((name.to_string(), bytes.into_owned())),
-                None => copies.absent.push(name),
+            let limit = if name.ends_with(TEMPLATE) { MAX_TEXT } else { MAX_TOKENIZER };
+            let Some(bytes) = source.read_at_most(name, limit)? else {
+                copies.absent.push(name);
+                continue;
+            };
+            if let Some(what) = not_as_named(name, &bytes) {
+                let what = format!("{what}, and it would be copied into the converted model");
+                return Err(Error::file(source.place(name), what, "download or copy the file again, or remove it"));
             }
+            copies.files.push((name.to_string(), bytes.into_owned()));
         }
         for name in source.names().into_iter().filter(|name| name == GENERATION || is_legal(name)) {
-            if let Some(bytes) = source.read(&name)? {
-                copies.files.push((name, bytes.into_owned()));
+            match source.read_at_most(&name, MAX_TEXT)? {
+                None => {}
+                Some(bytes) if not_as_named(&name, &bytes).is_none() => copies.files.push((name, bytes.into_owned())),
+                // An export writes one of its own where there is none to copy.
+                Some(_) if name == GENERATION => {}
+                Some(_) => copies.left_out.push(name),
             }
         }
         Ok(copies)
@@ -78,18 +107,30 @@ impl Copies {
     }
 }
 
+/// What is wrong with the contents of a file whose name says what it is: JSON or text. A tokenizer.model may be anything.
+fn not_as_named(name: &str, bytes: &[u8]) -> Option<String> {
+    if name.ends_with(".json") {
+        let json = serde_json::from_slice::<IgnoredAny>(bytes);
+        return json.err().map(|e| format!("this is not JSON ({})", shown(&e.to_string())));
+    }
+    let text = name.ends_with(".txt") || name.ends_with(TEMPLATE) || is_legal(name);
+    let wrong = text && std::str::from_utf8(bytes).is_err();
+    wrong.then(|| "this is not UTF-8 text".into())
+}
+
 /// Names and sizes of the files in `folder`, sorted.
 pub(super) fn listing(folder: &Path) -> Result<Vec<Written>> {
     let mut all = Vec::new();
     for entry in folder.read_dir().map_err(Error::io(folder, "list it"))? {
         let entry = entry.map_err(Error::io(folder, "list it"))?;
-        if entry.path().is_dir() {
+        let linked = entry.path().is_symlink() && entry.file_name() != adapter::ADAPTER;
+        if entry.path().is_dir() && !linked {
             let parent = entry.file_name().to_string_lossy().into_owned();
             let inside = listing(&entry.path())?.into_iter();
             all.extend(inside.map(|file| Written { name: format!("{parent}/{}", file.name), ..file }));
             continue;
         }
-        let bytes = entry.metadata().map_err(Error::io(entry.path(), "look at it"))?.len();
+        let bytes = std::fs::metadata(entry.path()).map_err(Error::io(entry.path(), "look at it"))?.len();
         all.push(Written { name: entry.file_name().to_string_lossy().into_owned(), bytes });
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));

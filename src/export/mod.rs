@@ -12,8 +12,11 @@ mod fla;
 mod fla_layers;
 mod forms;
 mod parity;
+mod peft;
 mod place;
 mod python;
+mod range;
+mod read_adapter;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,14 +32,17 @@ use crate::{Error, Result};
 use files::Copies;
 use place::Place;
 
-pub use adapter::{ADAPTER, read_adapter};
+pub use adapter::ADAPTER;
 pub use copy::copy;
-pub use files::TOKENIZER;
+pub use files::{TOKENIZER, check_companions};
 pub use fla::export_fla;
 pub use forms::{NO_GGUF, without_fla};
 pub use parity::{Parity, TOLERANCE, compare};
+pub use peft::Settings;
 pub use place::clear_leftovers;
 pub(crate) use place::{is_converted, leftovers};
+pub use range::require_range;
+pub use read_adapter::read_adapter;
 
 /// How weights are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,7 +139,7 @@ pub fn export(
 }
 
 /// SHA-256 of what an export takes from the teacher's folder beside configuration and weights.
-pub fn companions(teacher: &Checkpoint) -> Result<String> {
+pub fn companions_digest(teacher: &Checkpoint) -> Result<String> {
     let mut hash = Sha256::new();
     let mut add = |name: &str, bytes: &[u8]| {
         for part in [name.as_bytes(), bytes] {
@@ -180,7 +186,8 @@ impl Stored {
     }
 }
 
-/// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer.
+/// The teacher's tensors in the order of a forward pass, then those of the mixers, layer by layer. All of them are finite
+/// in the types that they are stored in.
 fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &ExportOptions) -> Result<Vec<Stored>> {
     if let Some(other) = options.dtype.filter(|d| config::dtype_word(*d).is_none()) {
         return Err(Error::usage(
@@ -202,6 +209,7 @@ fn tensors(model: &Model, student: &Student, teacher: &Checkpoint, options: &Exp
         let tensor = tensor.ok_or_else(|| Error::Internal(format!("the student has no `{name}`")))?;
         all.push(Stored { tensor: tensor.clone(), name, dtype: DType::F32 });
     }
+    all.iter().try_for_each(|stored| range::require(&stored.name, &stored.tensor, stored.dtype))?;
     Ok(all)
 }
 

@@ -17,7 +17,7 @@ use super::lfs::{Object, Store};
 use super::listing::{Entry, Kind, Listing};
 use super::session::Session;
 use super::{Change, PushFile, PushPlan, is_offline};
-use crate::checkpoint::{Checkpoint, HubId, INDEX, Location};
+use crate::checkpoint::{Checkpoint, HubId, INDEX, Location, within};
 use crate::progress::{Progress, Unit};
 use crate::{Error, Result};
 
@@ -203,6 +203,8 @@ fn names(folder: &Path) -> Result<Vec<(String, u64)>> {
             return Err(Error::file(&path, "the name of this file is not UTF-8", "rename it"));
         };
         if found.is_file() && !name.starts_with('.') {
+            // What is sent is for others to read: no link may bring other files of this machine along.
+            within(folder, name)?;
             names.push((name.to_string(), found.len()));
         }
     }

@@ -2,12 +2,12 @@
 
 use super::adapter::Adapter;
 use crate::arch::{self, Spec};
-use crate::checkpoint::{CONFIG, Checkpoint};
+use crate::checkpoint::{CONFIG, Checkpoint, shown};
 use crate::mixer::{self, Mixer, Options, Softmax, Window};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The description of a conversion, as it stands in the block `subquad` of an exported config.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,10 +80,28 @@ impl Student {
         let mut student = Student::outline(conversion, spec).map_err(|e| {
             Error::config(&path, format!("the block `subquad` describes no model: {e}"), "export the model again")
         })?;
+        student.require_tensors(checkpoint)?;
         for (name, shape, _) in student.new_tensors() {
             student.tensors.insert(name.clone(), checkpoint.tensor_of(&name, &shape, DType::F32)?);
         }
         Ok(Some(student))
+    }
+
+    /// Holds the mixers' tensors in the headers to the conversion: each is there, and none that would not be used.
+    pub fn require_tensors(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let known: BTreeSet<String> = self.new_tensors().into_iter().map(|(name, ..)| name).collect();
+        if let Some(name) = known.iter().find(|name| checkpoint.info(name).is_none()) {
+            return Err(checkpoint.missing(name, |_| true));
+        }
+        let of_mixer = |name: &str| self.prefixes.iter().any(|prefix| name.starts_with(prefix));
+        match checkpoint.tensors().iter().find(|info| of_mixer(&info.name) && !known.contains(&info.name)) {
+            None => Ok(()),
+            Some(info) => Err(Error::checkpoint(
+                checkpoint.files().place(&info.file),
+                format!("the mixers that `config.json` describes have no tensor `{}`", shown(&info.name)),
+                "the block `subquad` of `config.json` was changed or is of another model: export the model again",
+            )),
+        }
     }
 
     /// A student without its tensors: all that can be said of a conversion before it has any.

@@ -46,8 +46,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads every weight of the teacher; shapes are held to the spec.
+    /// Reads every weight of the teacher; shapes are held to the spec, and a head that is not read to the embedding.
     pub fn load(checkpoint: &Checkpoint, spec: &Spec) -> Result<Model> {
+        spec.require_shared(checkpoint)?;
         Model::of(spec, |stored| checkpoint.tensor_of(&stored.name, &stored.shape, DType::F32))
     }
 

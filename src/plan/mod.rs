@@ -1,6 +1,7 @@
 //! What a recipe would do, before it is done: tensors, memory, disk, operations, time. Nothing is read but headers, and
 //! nothing is written. What cannot work is refused here.
 
+mod adapters;
 mod cost;
 mod machine;
 mod refused;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::evaluate::beyond_training;
+use crate::export::check_companions;
 use crate::hub;
 use crate::recipe::{Evaluate, Recipe, StageRecipe};
 use crate::text::Tokenizer;
@@ -127,8 +129,7 @@ impl Plan {
 
     /// The plan for a machine and a run folder, whose disk must have room for it.
     pub fn new(recipe: &Recipe, folder: &Path, machine: Machine) -> Result<Plan> {
-        let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
-        let checkpoint = hub::open(&location)?;
+        let (location, checkpoint) = open(recipe)?;
         let spec = teacher(recipe, &checkpoint)?;
         Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let (student, outline) = student::student(recipe, &spec)?;
@@ -181,6 +182,8 @@ impl Plan {
         machine::require_disk(folder, totals.disk)?;
         let mut notes = notes(recipe, &spec, &student, &totals, machine);
         notes.extend(refused::beyond(recipe, &spec, &outline, &student.replaced));
+        notes.extend(adapters::notes(recipe, &location, &checkpoint)?);
+        notes.extend(check_companions(&checkpoint)?);
         Ok(Plan {
             recipe: recipe.name.clone(),
             folder: folder.into(),
@@ -203,19 +206,28 @@ impl Plan {
     }
 }
 
-/// Whether the recipe's teacher and its mixer go together, by the teacher's headers alone.
+/// Whether the recipe's teacher, its mixer and the adapters that it starts from go together, by headers and settings alone.
 ///
-/// `Ok` holds why that could not be seen, where it could not: the teacher is not here, or is damaged.
-pub fn check(recipe: &Recipe) -> Result<Option<Error>> {
-    match open(recipe).and_then(|checkpoint| teacher(recipe, &checkpoint)) {
-        Ok(spec) => student::student(recipe, &spec).map(|_| None),
+/// `Ok` holds warnings: of adapters, and why it could not be seen where the teacher is not here or is damaged.
+pub fn check(recipe: &Recipe) -> Result<Vec<String>> {
+    let opened = open(recipe).and_then(|(location, checkpoint)| {
+        let spec = teacher(recipe, &checkpoint)?;
+        Ok((location, checkpoint, spec))
+    });
+    match opened {
+        Ok((location, checkpoint, spec)) => {
+            student::student(recipe, &spec)?;
+            adapters::notes(recipe, &location, &checkpoint)
+        }
         Err(mistake @ Error::Recipe { .. }) => Err(mistake),
-        Err(error) => Ok(Some(error)),
+        Err(error) => Ok(vec![format!("not held to its teacher: {error}")]),
     }
 }
 
-fn open(recipe: &Recipe) -> Result<Checkpoint> {
-    hub::open(&Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?)
+fn open(recipe: &Recipe) -> Result<(Location, Checkpoint)> {
+    let location = Location::resolve(&recipe.teacher.model, recipe.base.as_deref())?;
+    let checkpoint = hub::open(&location)?;
+    Ok((location, checkpoint))
 }
 
 /// Bytes of the teacher that are still on the Hub.

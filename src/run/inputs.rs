@@ -6,7 +6,7 @@ use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::evaluate::{EvaluationText, Selection, tokenized};
-use crate::export;
+use crate::export::{self, require_range};
 use crate::hub;
 use crate::model::Model;
 use crate::progress::Progress;
@@ -74,9 +74,12 @@ impl Inputs {
                 evaluations.insert(index, evaluation_text(stage, recipe, &tokenizer, progress)?);
             }
         }
-        let companions = export::companions(&checkpoint)?;
+        let companions = export::companions_digest(&checkpoint)?;
         let teacher_digest = checkpoint.digest(progress)?;
         let teacher = Model::load(&checkpoint, &spec)?;
+        if let Some(dtype) = recipe.export.dtype {
+            require_range(&teacher, dtype.into())?;
+        }
         let (training, held) = (identity::text(&windows), held_out.as_ref().map(identity::text));
         let key = identity::chain(&teacher_digest, &(training, held, recipe.seed))?;
         let model_type = checkpoint.config().get("model_type").and_then(|v| v.as_str()).unwrap_or_default().to_string();

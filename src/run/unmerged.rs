@@ -8,7 +8,7 @@ use super::teacher::has_teacher;
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location, file_digest};
 use crate::evaluate::Report;
-use crate::export::companions;
+use crate::export::companions_digest;
 use crate::hub;
 use crate::model::{Conversion, Model, Student};
 use crate::progress::Progress;
@@ -100,7 +100,7 @@ fn require_same(
     let files = ledger.noted(Note::Companions, None);
     let what = match (weights, files) {
         (Some(false), _) => "weights or configuration",
-        (_, Some(wanted)) if wanted != companions(teacher)? => "tokenizer files, generation settings or licence",
+        (_, Some(wanted)) if wanted != companions_digest(teacher)? => "tokenizer files, generation settings or licence",
         _ => return Ok(()),
     };
     let what = format!("its teacher, `{place}`, has changed since: {what} are others than when the run used them");

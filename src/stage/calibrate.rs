@@ -43,6 +43,9 @@ const MOST_SHARE: f64 = 0.995;
 
 type Tensors = BTreeMap<String, Tensor>;
 
+/// What progress and errors call this stage.
+const CALIBRATE: &str = "calibrate";
+
 /// Calibrates the mixers of `student` on `ids` ([batch, T]).
 pub fn calibrate(
     model: &Model,
@@ -54,7 +57,7 @@ pub fn calibrate(
 ) -> Result<Vec<LayerCalibration>> {
     let replaced: Vec<usize> = (0..model.spec.layers).filter(|&l| student.replaced(l)).collect();
     let (mut layers, mut found) = (vec![], Tensors::new());
-    progress.begin("calibrate", 0, replaced.len() as u64, Unit::Items);
+    progress.begin(CALIBRATE, 0, replaced.len() as u64, Unit::Items);
     View::teacher(model).run(ids, batch, &mut |tap| {
         check_interrupt()?;
         if student.replaced(tap.layer) {
@@ -63,6 +66,7 @@ pub fn calibrate(
             let mixer = student.mixer(tap.layer);
             let mut layer = Layer { mixer, heads: tap.heads, target: tap.output.value(), tensors: own };
             let report = layer.calibrate(tap.layer, rule)?;
+            layer.require_finite(&report)?;
             found.extend(layer.tensors.into_iter().map(|(name, t)| (student.tensor_name(tap.layer, &name), t)));
             layers.push(report);
             progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
@@ -153,6 +157,30 @@ impl Layer<'_> {
         }
         let (error_after, size_after) = self.distance(&squares)?;
         Ok(LayerCalibration { layer, error_before, error_after, size_before, size_after })
+    }
+
+    /// What is not finite is no result: nothing could be made of it later.
+    fn require_finite(&self, report: &LayerCalibration) -> Result<()> {
+        let LayerCalibration { layer, error_before, error_after, size_before, size_after } = *report;
+        let not_finite = |place: String| Error::NonFinite { stage: CALIBRATE.into(), step: 0, place };
+        let values = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
+        for (name, tensor) in &self.tensors {
+            if values(tensor)?.iter().any(|x| !x.is_finite()) {
+                return Err(not_finite(format!("`{name}` of layer {layer}")));
+            }
+        }
+        let scores = [error_before, error_after, size_before, size_after];
+        if scores.iter().all(|score| score.is_finite()) {
+            return Ok(());
+        }
+        let largest = values(self.target)?
+            .iter()
+            .fold(0f32, |most, x| if x.is_finite() { most.max(x.abs()) } else { f32::INFINITY });
+        Err(not_finite(match largest {
+            0.0 => format!("the error of layer {layer}, whose attention gives nothing but zeros in the teacher,"),
+            f32::INFINITY => format!("the attention of layer {layer} in the teacher"),
+            _ => format!("the error of layer {layer}"),
+        }))
     }
 
     fn output(&self, tensors: &Tensors) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 //!
 //! What they print is kept in `tests/cli/snapshots`; `SUBQUAD_BLESS=1 cargo test --release --test cli` writes it again.
 
+mod adapters;
 mod commands;
 mod conversion;
 mod damaged;

@@ -55,7 +55,7 @@ fn another_description_is_noticed() {
         parity(&to, &case)
     };
     differs(with(&|c| c["subquad"]["window"]["size"] = json!(17)), "logits");
-    differs(with(&|c| c["subquad"]["softmax_layers"] = json!([1, 2])), "logits");
+    differs(with(&|c| c["subquad"]["softmax_layers"] = json!([1, 2])), "cannot be opened again");
     differs(with(&|c| c["rope_theta"] = json!(10001.0)), "architecture");
     differs(with(&|c| c["eos_token_id"] = json!(3)), "architecture");
     differs(with(&|c| c["subquad"]["softmax_layers"] = json!([])), "cannot be opened again");
@@ -67,15 +67,33 @@ fn another_description_is_noticed() {
     differs(parity(&to, &case), "cannot be opened again");
 }
 
+/// Found before anything is written, with the tensor and the place; the largest number that fits is no fault.
 #[test]
 fn numbers_that_are_none_or_do_not_fit_are_refused() {
     let (mut case, dir) = (case(), TempDir::new().unwrap());
     let to = dir.path().join("model");
     let weight = case.model.layers[0].weight(Target::V).unwrap().clone();
-    let with = |value: f64| (&weight * value).unwrap();
-    case.model.set_weight(0, Target::V, with(1e7));
-    differs(case.export(&to, Form { dtype: Some(DType::F16), ..PLAIN }, &mut Silent), "does not fit float16");
-    case.model.set_weight(0, Target::V, with(f64::NAN));
-    differs(case.export(&to, PLAIN, &mut Silent), "not finite numbers");
+    let mut with = |value: f32, dtype: DType| {
+        let mut values = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values[weight.dims()[1] + 2] = value;
+        case.model.set_weight(0, Target::V, Tensor::from_vec(values, weight.dims(), &Device::Cpu).unwrap());
+        assert_eq!(require_range(&case.model, DType::F16).is_ok(), value.abs() < 65520.0, "{value}");
+        case.export(&to, Form { dtype: Some(dtype), ..PLAIN }, &mut Silent)
+    };
+    let name = "`model.layers.0.self_attn.v_proj.weight`";
+    for value in [65520.0, -1e9] {
+        let error = with(value, DType::F16).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.hint().unwrap().contains("`export.dtype` to \"bf16\" or \"f32\""));
+        let what = format!("tensor {name} holds {value} at [1, 2], which is infinite as float16");
+        says::<Exported>(Err(error), &what);
+    }
+    says(with(f32::MAX, DType::BF16), "which is infinite as bfloat16");
+    for value in [f32::NAN, f32::INFINITY] {
+        let error = with(value, DType::F32).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        says::<Exported>(Err(error), &format!("export: {name} at [1, 2] is not finite"));
+    }
     assert!(entries(dir.path()).is_empty());
+    with(65519.0, DType::F16).unwrap();
 }

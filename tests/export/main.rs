@@ -1,9 +1,12 @@
 //! Exported folders: what they hold, that they open again as the same model, and that nothing half done is left.
 
+mod adapters;
 #[path = "../common/mod.rs"]
 mod common;
 mod comparison;
 mod contents;
+#[cfg(unix)]
+mod links;
 mod place;
 mod round_trips;
 
@@ -11,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use common::{difference, largest, random};
 use serde_json::{Map, Value, json};
 use subquad::Error;
@@ -19,7 +22,9 @@ use subquad::arch::Spec;
 use subquad::checkpoint::{Builtin, Checkpoint, Location, Writer, load_tensors};
 use subquad::evaluate::Part;
 use subquad::evaluate::report::{Control, Report, Score};
-use subquad::export::{ExportOptions, Exported, TOKENIZER, compare, copy, export, read_adapter};
+use subquad::export::{
+    ExportOptions, Exported, TOKENIZER, check_companions, compare, copy, export, read_adapter, require_range,
+};
 use subquad::mixer::{Combine, Window};
 use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
 use subquad::progress::{Progress, Silent, Unit, interrupt};

@@ -60,10 +60,14 @@ fn what_killed_exports_left_is_cleared_away() {
     // Killed between its two renames: the earlier export comes back, also when the next one fails.
     fs::rename(at("model"), at(".model.subquad-previous")).unwrap();
     let weight = case.model.layers[0].weight(Target::V).unwrap().clone();
-    case.model.set_weight(0, Target::V, (&weight * f64::NAN).unwrap());
+    // Finite, and what it leads to is not.
+    let output = case.model.layers[0].weight(Target::O).unwrap().clone();
+    case.model.set_weight(0, Target::V, (&weight * 1e30).unwrap());
+    case.model.set_weight(0, Target::O, (&output * 1e30).unwrap());
     differs(case.export(&at("model"), PLAIN, &mut Silent), "not finite numbers");
     assert_eq!(entries(dir.path()), ["model"]);
     case.model.set_weight(0, Target::V, weight);
+    case.model.set_weight(0, Target::O, output);
     assert_eq!(parity(&at("model"), &case).unwrap(), 0.0);
     // Killed before it had removed the earlier one.
     fs::create_dir(at(".model.subquad-previous")).unwrap();

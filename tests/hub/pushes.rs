@@ -155,3 +155,31 @@ fn refusals_of_a_push() {
     fs::remove_file(user.path("model/config.json")).unwrap();
     says(user.fails(&push(&[])), &["config.json"]);
 }
+
+/// What is sent is the folder's own: of a link out of it nothing is asked or sent, also not by a dry run.
+#[cfg(unix)]
+#[test]
+fn links_out_of_the_folder_are_not_sent() {
+    use std::os::unix::fs::symlink;
+    let hub = hub();
+    let user = User::known(&hub);
+    model(&user);
+    fs::write(user.path("secret"), "not for others").unwrap();
+    symlink("README", user.path("model/NOTICE")).unwrap();
+    fs::write(user.path("model/README"), "for all").unwrap();
+    for (name, target) in [
+        ("chat_template.jinja", user.path("secret")),
+        ("notes.txt", "/proc/self/environ".into()),
+        ("model-00002-of-00002.safetensors", user.path("secret")),
+    ] {
+        symlink(target, user.path("model").join(name)).unwrap();
+        for more in [&[][..], &["--dry-run"]] {
+            let said = user.fails(&push(more));
+            assert!(said.contains(name) && said.contains("a link out of the model's folder"), "{said}");
+        }
+        fs::remove_file(user.path("model").join(name)).unwrap();
+    }
+    assert!(commits(&hub).is_empty());
+    user.works(&push(&[]));
+    assert!(commits(&hub)[1].1.contains(&"NOTICE".to_string()));
+}
