@@ -134,7 +134,7 @@ impl Converted {
         };
         let conversion: Conversion =
             serde_json::from_value(block.clone().into()).map_err(|error| broken(error.to_string()))?;
-        let outline = Student::outline(conversion, spec).map_err(|error| broken(error.to_string()))?;
+        let outline = Student::without_weights(conversion, spec).map_err(|error| broken(error.to_string()))?;
         outline.require_tensors(checkpoint)?;
         let added = outline.new_tensors();
         Ok(Some(Converted {
