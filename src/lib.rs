@@ -89,3 +89,8 @@ pub mod text;
 pub mod train;
 
 pub use error::{Error, Result};
+
+/// The program of README.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
