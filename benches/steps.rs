@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 use subquad::model::{Adapter, Student, Target};
-use subquad::stage::{AttentionTransfer, Lora};
+use subquad::stage::{TransferObjective, LoraObjective};
 use subquad::train::{AdamW, Objective, Optimizer};
 
 const BATCH: usize = 4;
@@ -102,13 +102,13 @@ fn measure(mode: &str, steps: usize) {
                     student.tensors.insert(name, new);
                 }
             }
-            (Lora::trained(&student, &model, &adapter, false, 0.0), 1e-4)
+            (LoraObjective::trained(&student, &model, &adapter, false, 0.0), 1e-4)
         }
-        _ => (AttentionTransfer::trained(&student, 0.0), 1e-2),
+        _ => (TransferObjective::trained(&student, 0.0), 1e-2),
     };
     let objective: Box<dyn Objective> = match mode {
-        "lora" => Box::new(Lora::new(&model, 1.0, false, &groups)),
-        _ => Box::new(AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 }),
+        "lora" => Box::new(LoraObjective::new(&model, 1.0, false, &groups)),
+        _ => Box::new(TransferObjective { model: &model, output: 1000.0, weights: 0.0 }),
     };
     let settings = Optimizer { lr, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip: None };
     let mut optimizer = AdamW::new(settings, groups);

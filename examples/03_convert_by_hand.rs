@@ -9,7 +9,7 @@ use subquad::arch::{FORMAT, Spec};
 use subquad::checkpoint::{Checkpoint, Location};
 use subquad::mixer::{Branches, Combine, Window};
 use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
-use subquad::stage::{AttentionTransfer, Lora};
+use subquad::stage::{TransferObjective, LoraObjective};
 use subquad::text::{Tokenizer, Windows, documents, tokenize};
 use subquad::train::{AdamW, Group, Objective, Optimizer, loss_only};
 use subquad::{Error, Result};
@@ -76,17 +76,17 @@ fn main() -> Result<()> {
 
     // Stage 1. One pass of the teacher shows each layer its inputs and the output to reach; no gradient crosses layers.
     println!("attention transfer");
-    let groups = AttentionTransfer::trained(&student, 0.0);
-    let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };
+    let groups = TransferObjective::trained(&student, 0.0);
+    let objective = TransferObjective { model: &model, output: 1000.0, weights: 0.0 };
     train(&mut student, &objective, groups, 1e-2, &text)?;
     println!("  perplexity {:.3}\n", perplexity(View::student(&model, &student), &unseen)?);
 
     // Stage 2. Next-token labels from end to end, through W + (alpha / rank) B A; everything else is frozen.
     println!("LoRA");
     let adapter = Adapter { rank: 8, alpha: 16.0, targets: vec![Target::Q, Target::K, Target::V, Target::O] };
-    let groups = Lora::trained(&student, &model, &adapter, false, 0.0);
+    let groups = LoraObjective::trained(&student, &model, &adapter, false, 0.0);
     student.adapt(adapter, &spec, 0)?;
-    let objective = Lora::new(&model, 1.0, false, &groups);
+    let objective = LoraObjective::new(&model, 1.0, false, &groups);
     train(&mut student, &objective, groups, 1e-3, &text)?;
 
     // The control that every honest report needs: the same student with its linear branch switched off.

@@ -10,7 +10,7 @@ use subquad::Result;
 use subquad::checkpoint::load_tensors;
 use subquad::model::{Adapter, Student, Target, View};
 use subquad::progress::Silent;
-use subquad::stage::{AttentionTransfer, Lora};
+use subquad::stage::{TransferObjective, LoraObjective};
 use subquad::text::Windows;
 use subquad::train::{
     AdamW, Batch, Group, Metric, Objective, Optimizer, Schedule, ScheduleKind, Store, Trainer, TrainingData, end_to_end,
@@ -76,8 +76,8 @@ fn attention_transfer_is_pytorchs() {
     let model = models::teacher("stories260K");
     let mut student = models::student(&model, Some(16), &[]);
     student.tensors.extend(named(&x, "initial."));
-    let groups = AttentionTransfer::trained(&student, 0.0);
-    let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };
+    let groups = TransferObjective::trained(&student, 0.0);
+    let objective = TransferObjective { model: &model, output: 1000.0, weights: 0.0 };
     steps_against_pytorch(&x, &mut student, &objective, groups, 1e-2);
 }
 
@@ -88,8 +88,8 @@ fn lora_is_pytorchs() {
     let mut student = models::student(&model, Some(16), &[]);
     student.adapt(adapter(), &model.spec, 0).unwrap();
     student.tensors.extend(named(&x, "initial."));
-    let groups = Lora::trained(&student, &model, &adapter(), false, 0.0);
-    let objective = Lora::new(&model, 1.0, false, &groups);
+    let groups = LoraObjective::trained(&student, &model, &adapter(), false, 0.0);
+    let objective = LoraObjective::new(&model, 1.0, false, &groups);
     steps_against_pytorch(&x, &mut student, &objective, groups, 1e-4);
 }
 
@@ -148,9 +148,9 @@ fn every_trained_tensor_gets_a_gradient_and_frozen_ones_none() {
                 assert!(values.iter().any(|v| *v != 0.0), "{what}: {name} is zero");
             }
         };
-        let groups = AttentionTransfer::trained(&student, 0.0);
+        let groups = TransferObjective::trained(&student, 0.0);
         for weights in [0.0, 1.0] {
-            let objective = AttentionTransfer { model: &model, output: 1000.0, weights };
+            let objective = TransferObjective { model: &model, output: 1000.0, weights };
             check(&objective.gradients(&student, &ids, 2).unwrap().1, &groups, "attention transfer");
         }
         let adapter = Adapter { targets: Target::ALL.to_vec(), ..adapter() };
@@ -159,8 +159,8 @@ fn every_trained_tensor_gets_a_gradient_and_frozen_ones_none() {
             *t = common::random(name.len() as u64, t.dims(), 0.05); // at B = 0, A has no gradient
         }
         for train_mixer in [false, true] {
-            let groups = Lora::trained(&student, &model, &adapter, train_mixer, 0.0);
-            let gradients = Lora::new(&model, 1.0, false, &groups).gradients(&student, &ids, 2).unwrap().1;
+            let groups = LoraObjective::trained(&student, &model, &adapter, train_mixer, 0.0);
+            let gradients = LoraObjective::new(&model, 1.0, false, &groups).gradients(&student, &ids, 2).unwrap().1;
             check(&gradients, &groups, "LoRA");
         }
     }
@@ -244,7 +244,7 @@ fn resuming_changes_nothing() {
     let held_out = Windows::new(ids[..128].to_vec(), 64, "test").unwrap();
     let plateau = ScheduleKind::Plateau { factor: 0.1, patience: 0, min_lr: 1e-5, every: 2 };
     for kind in [ScheduleKind::Constant, ScheduleKind::Cosine { min_lr: 1e-4 }, plateau] {
-        let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };
+        let objective = TransferObjective { model: &model, output: 1000.0, weights: 0.0 };
         let run = |stops: &[u64]| {
             let mut store = Memory::default();
             for stop in stops.iter().map(|s| Some(*s)).chain([None]) {
@@ -257,7 +257,7 @@ fn resuming_changes_nothing() {
                     schedule: Schedule { kind, warmup: 2 },
                     batch: Batch { size: 2, accumulate: 2 },
                     save_every: 3,
-                    groups: AttentionTransfer::trained(&student, 0.0),
+                    groups: TransferObjective::trained(&student, 0.0),
                 };
                 let data = TrainingData { windows: &windows, held_out: Some(&held_out), seed: 5 };
                 match trainer.run(&mut student, &objective, &data, &mut store, &mut Silent) {
@@ -294,9 +294,9 @@ fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_layer() {
         schedule: Schedule { kind: ScheduleKind::Constant, warmup: 0 },
         batch: Batch { size: 1, accumulate: 1 },
         save_every: 1,
-        groups: AttentionTransfer::trained(&student, 0.0),
+        groups: TransferObjective::trained(&student, 0.0),
     };
-    let objective = AttentionTransfer { model: &model, output: 1000.0, weights: 0.0 };
+    let objective = TransferObjective { model: &model, output: 1000.0, weights: 0.0 };
     let data = TrainingData { windows: &windows, held_out: None, seed: 0 };
     let mut store = Memory::default();
     let error = trainer.run(&mut student, &objective, &data, &mut store, &mut Silent).unwrap_err();

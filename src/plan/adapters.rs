@@ -9,7 +9,7 @@ use crate::Result;
 use crate::arch::MODEL_TYPE;
 use crate::checkpoint::{CONFIG, Checkpoint, Files, Location};
 use crate::export::Settings;
-use crate::recipe::{Recipe, StageRecipe};
+use crate::recipe::Recipe;
 
 /// Largest config.json of a base that is looked at.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -18,8 +18,7 @@ const MAX_CONFIG: u64 = 1 << 20;
 pub(super) fn notes(recipe: &Recipe, teacher: &Location, checkpoint: &Checkpoint) -> Result<Vec<String>> {
     let mut notes = vec![];
     for (index, stage) in recipe.stages.iter().enumerate() {
-        let StageRecipe::Lora(stage) = stage else { continue };
-        let Some(from) = &stage.lora.from else { continue };
+        let Some(from) = stage.needs().adapter.and_then(|shape| shape.from.as_ref()) else { continue };
         let folder = recipe.base.as_deref().map_or_else(|| PathBuf::from(from), |base| base.join(from));
         if !folder.exists() {
             continue;

@@ -2,7 +2,6 @@
 //! nothing is written. What cannot work is refused here.
 
 mod adapters;
-mod cost;
 mod machine;
 mod refused;
 mod student;
@@ -18,22 +17,18 @@ use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::evaluate::beyond_training;
 use crate::export::check_companions;
 use crate::hub;
-use crate::recipe::{Evaluate, Recipe, StageRecipe};
+use crate::recipe::Recipe;
+use crate::stage::{StageRecipe, Work, WorkContext, twice};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
-use cost::{Cost, Costs};
 pub use machine::Machine;
 pub use student::{NewTensor, StudentPlan};
 
-/// Share of [`Machine::speed`] that training reaches: what lies between the products costs time and does not count as
-/// operations. Measured on 2 cores with books-llama-7m.
-const TRAINING_EFFICIENCY: f64 = 0.6;
-/// The same of evaluation.
-const EVALUATION_EFFICIENCY: f64 = 0.6;
+/// Share of [`Machine::speed`] that training and evaluation reach: what lies between the products costs time and does not
+/// count as operations. Measured on 2 cores with books-llama-7m.
+const EFFICIENCY: f64 = 0.6;
 /// Bytes per second to and from a disk, hashing and conversion included; a slow one.
 const DISK_SPEED: f64 = 200e6;
-/// Tokens that an evaluation runs at once.
-const EVALUATION_BATCH: usize = 4096;
 
 /// Everything that `convert` would do with a recipe on this machine.
 #[derive(Debug, Clone, Serialize)]
@@ -136,48 +131,20 @@ impl Plan {
         let texts = texts::texts(recipe)?;
         let download = texts.download + absent(&location)?;
 
-        let costs = |sequence| {
-            Costs::new(&spec, outline.mixer(student.replaced[0]), student.replaced.len(), sequence, machine.threads)
+        let context = |text_tokens| WorkContext {
+            spec: &spec,
+            student: &outline,
+            replaced: &student.replaced,
+            sequence: recipe.data.sequence,
+            threads: machine.threads,
+            text_tokens,
         };
         let stage = |(index, stage): (usize, &StageRecipe)| {
-            let mut plan = StagePlan::empty(index, stage.kind());
-            match stage {
-                StageRecipe::Calibrate(calibrate) => {
-                    let cost = costs(recipe.data.sequence).calibrate(calibrate.tokens, &outline, student.replaced[0]);
-                    plan.tokens = calibrate.tokens;
-                    plan.tensors = student.tensors.len();
-                    plan.parameters = student.sizes().iter().sum();
-                    plan.bytes = 4 * plan.parameters;
-                    plan.disk = plan.bytes;
-                    plan.work(cost, machine, TRAINING_EFFICIENCY);
-                }
-                StageRecipe::AttentionTransfer(transfer) => {
-                    let cost = costs(recipe.data.sequence).attention_transfer(transfer, recipe.data.sequence);
-                    plan.train(recipe, stage, &student.learned_sizes(), cost, machine);
-                }
-                StageRecipe::Lora(lora) => {
-                    let cost = costs(recipe.data.sequence).lora(lora, &spec, recipe.data.sequence);
-                    let mut trained: Vec<u64> =
-                        cost::adapter_tensors(lora, &spec).iter().map(|(_, shape)| elements(shape)).collect();
-                    if lora.train_mixer {
-                        trained.extend(student.learned_sizes());
-                    }
-                    plan.train(recipe, stage, &trained, cost, machine);
-                }
-                StageRecipe::Merge => plan.memory = costs(recipe.data.sequence).twice() as u64,
-                StageRecipe::Evaluate(evaluate) => {
-                    let sequence = evaluate.sequence.unwrap_or(recipe.data.sequence);
-                    let cost =
-                        costs(sequence).evaluate(recipe.student.window.is_some(), EVALUATION_BATCH.max(sequence));
-                    plan.tokens = evaluate.tokens.unwrap_or(u64::MAX).min(texts.stages[index]);
-                    plan.work(cost, machine, EVALUATION_EFFICIENCY);
-                }
-            }
-            plan.memory += texts.memory(index);
-            plan
+            let work = stage.work(&context(texts.stages[index]));
+            StagePlan::new(index, stage.kind(), work, texts.memory(index), machine)
         };
         let stages: Vec<StagePlan> = recipe.stages.iter().enumerate().map(stage).collect();
-        let export = export(recipe, folder, &checkpoint, &spec, &student, &costs(recipe.data.sequence));
+        let export = export(recipe, folder, &checkpoint, &spec, &student, &context(0));
         let totals = totals(&stages, &export);
         machine::require_disk(folder, totals.disk)?;
         let mut notes = notes(recipe, &spec, &student, &totals, machine);
@@ -239,38 +206,23 @@ fn absent(teacher: &Location) -> Result<u64> {
 }
 
 impl StagePlan {
-    fn empty(index: usize, kind: &'static str) -> StagePlan {
+    /// `text_memory`: bytes of the texts that are in memory meanwhile.
+    fn new(index: usize, kind: &'static str, work: Work, text_memory: u64, machine: Machine) -> StagePlan {
+        let parameters: u64 = work.tensors.iter().sum();
+        let operations = work.cost.per_token * work.tokens as f64;
         StagePlan {
             kind,
             folder: format!("{}-{kind}", index + 1),
-            tokens: 0,
-            steps: 0,
-            tensors: 0,
-            parameters: 0,
-            bytes: 0,
-            disk: 0,
-            memory: 0,
-            operations: 0.0,
-            seconds: 0.0,
+            tokens: work.tokens,
+            steps: work.steps,
+            tensors: work.tensors.len(),
+            parameters,
+            bytes: 4 * parameters,
+            disk: work.copies * 4 * parameters,
+            memory: work.cost.memory as u64 + text_memory,
+            operations,
+            seconds: operations / (EFFICIENCY * machine.speed),
         }
-    }
-
-    fn train(&mut self, recipe: &Recipe, stage: &StageRecipe, trained: &[u64], cost: Cost, machine: Machine) {
-        let Some((tokens, training)) = stage.training() else { return };
-        self.steps = training.batch.steps(tokens, recipe.data.sequence);
-        self.tokens = self.steps * training.batch.step_tokens(recipe.data.sequence);
-        self.tensors = trained.len();
-        self.parameters = trained.iter().sum();
-        self.bytes = 4 * self.parameters;
-        let copies = if training.schedule.needs_held_out() { 4 } else { 3 };
-        self.disk = copies * self.bytes;
-        self.work(cost, machine, TRAINING_EFFICIENCY);
-    }
-
-    fn work(&mut self, cost: Cost, machine: Machine, efficiency: f64) {
-        self.operations = cost.per_token * self.tokens as f64;
-        self.seconds = self.operations / (efficiency * machine.speed);
-        self.memory = cost.memory as u64;
     }
 }
 
@@ -292,7 +244,7 @@ fn export(
     checkpoint: &Checkpoint,
     spec: &Spec,
     student: &StudentPlan,
-    costs: &Costs,
+    context: &WorkContext,
 ) -> ExportPlan {
     let stored = |name: &str| checkpoint.info(name).map_or(4, |info| info.dtype.bitsize() as u64 / 8);
     let wanted = recipe.export.dtype.map(|dtype| DType::from(dtype).size_in_bytes() as u64);
@@ -304,7 +256,7 @@ fn export(
         folder: folder.join("model"),
         tensors: of_teacher.len() + student.tensors.len(),
         bytes,
-        memory: costs.twice() as u64,
+        memory: twice(&context.sizes(context.sequence)) as u64,
         // Written, flushed, and read back.
         seconds: 2.0 * bytes as f64 / DISK_SPEED,
     }
@@ -351,10 +303,9 @@ fn notes(recipe: &Recipe, spec: &Spec, student: &StudentPlan, totals: &Totals, m
         ));
     }
     for (index, stage) in recipe.stages.iter().enumerate() {
-        if let (StageRecipe::Evaluate(Evaluate { sequence: Some(sequence), .. }), Some(trained)) =
-            (stage, recipe.trained_sequence())
-        {
-            notes.extend(beyond_training(*sequence, trained).map(|what| format!("`stage.{index}.sequence`: {what}")));
+        let sequence = stage.needs().text.and_then(|text| text.sequence);
+        if let (Some(sequence), Some(trained)) = (sequence, recipe.trained_sequence()) {
+            notes.extend(beyond_training(sequence, trained).map(|what| format!("`stage.{index}.sequence`: {what}")));
         }
     }
     if let Some(free) = machine.free_memory.filter(|&free| free < totals.memory) {

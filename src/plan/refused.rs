@@ -1,12 +1,10 @@
 //! What a recipe asks of its teacher, or of its mixer, and cannot have: found before anything runs, all of it at once.
 
 use crate::arch::Spec;
-use crate::mixer::{Incompatibility, NO_WEIGHTS};
-use crate::model::{Student, Target};
-use crate::recipe::{Recipe, StageRecipe};
-
-/// A path in the recipe, what is wrong there, and a hint.
-type Refusal = (String, String, String);
+use crate::mixer::Incompatibility;
+use crate::model::Student;
+use crate::recipe::Recipe;
+use crate::stage::{CheckContext, StageRecipe, api::Refusal};
 
 /// All refusals of a student whose layers `replaced` are other than the teacher's.
 pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<Refusal> {
@@ -14,19 +12,10 @@ pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced:
     all.extend(positions(recipe, spec));
     let incompatibilities = incompatibilities(outline, replaced, longest(recipe));
     all.extend(incompatibilities.into_iter().map(|incompatibility| at_option(recipe, incompatibility)));
+    let context = CheckContext { spec, student: outline, replaced };
     for (index, stage) in recipe.stages.iter().enumerate() {
-        if let StageRecipe::Lora(lora) = stage {
-            all.extend(targets(index, &lora.lora.on, spec));
-        }
-        let StageRecipe::AttentionTransfer(transfer) = stage else { continue };
-        let unlike = replaced.iter().find_map(|&layer| outline.mixer(layer).without_weights());
-        if let Some(what) = unlike.filter(|_| transfer.loss.weights > 0.0) {
-            all.push((format!("stage.{index}.loss.weights"), what.into(), NO_WEIGHTS.into()));
-        }
-        if !replaced.is_empty() && outline.learned_tensors().is_empty() {
-            let what = format!("`{}` adds nothing that attention transfer could train", recipe.student.mixer);
-            all.push((format!("stage.{index}.kind"), what, remedy(recipe)));
-        }
+        let of_stage = stage.check(&context).into_iter();
+        all.extend(of_stage.map(|(key, what, hint)| (format!("stage.{index}.{key}"), what, hint)));
     }
     all
 }
@@ -58,9 +47,8 @@ fn layers(recipe: &Recipe, spec: &Spec, replaced: &[usize]) -> Vec<Refusal> {
 /// Texts longer than the positions that a teacher has learned.
 fn positions(recipe: &Recipe, spec: &Spec) -> Vec<Refusal> {
     let Some(most) = spec.positions.map(|learned| learned.tokens()) else { return vec![] };
-    let of_stage = |(index, stage): (usize, &StageRecipe)| match stage {
-        StageRecipe::Evaluate(evaluate) => evaluate.sequence.map(|n| (format!("stage.{index}.sequence"), n)),
-        _ => None,
+    let of_stage = |(index, stage): (usize, &StageRecipe)| {
+        stage.needs().text.and_then(|text| text.sequence).map(|n| (format!("stage.{index}.sequence"), n))
     };
     let all = std::iter::once(("data.sequence".to_string(), recipe.data.sequence));
     let all = all.chain(recipe.stages.iter().enumerate().filter_map(of_stage));
@@ -70,25 +58,9 @@ fn positions(recipe: &Recipe, spec: &Spec) -> Vec<Refusal> {
     all.filter(|(_, tokens)| *tokens > most).map(refusal).collect()
 }
 
-/// Linear layers that LoRA asks for and that no block has.
-fn targets(index: usize, on: &[Target], spec: &Spec) -> Vec<Refusal> {
-    let absent = |target: &&Target| (0..spec.layers).all(|layer| spec.linear(layer, **target).is_none());
-    let there = Target::ALL.into_iter().filter(|target| !absent(&target)).map(|t| format!("\"{}\"", t.word()));
-    let there = there.collect::<Vec<_>>().join(", ");
-    let why = if spec.experts.is_some() { ": its experts stay as they are" } else { "" };
-    let refusal = |target: &Target| {
-        let what = format!("this teacher has no `{}` to adapt{why}", target.word());
-        (format!("stage.{index}.lora.on"), what, format!("choose from {there}"))
-    };
-    on.iter().filter(absent).map(refusal).collect()
-}
-
 /// Tokens of the longest text that the recipe reads at once.
 fn longest(recipe: &Recipe) -> usize {
-    let of_stage = |stage: &StageRecipe| match stage {
-        StageRecipe::Evaluate(evaluate) => evaluate.sequence,
-        _ => None,
-    };
+    let of_stage = |stage: &StageRecipe| stage.needs().text.and_then(|text| text.sequence);
     recipe.stages.iter().filter_map(of_stage).chain([recipe.data.sequence]).max().unwrap_or(0)
 }
 
@@ -116,10 +88,4 @@ fn at_option(recipe: &Recipe, incompatibility: Incompatibility) -> Refusal {
         None => incompatibility.hint,
     };
     (path, what, hint)
-}
-
-fn remedy(recipe: &Recipe) -> String {
-    let scaled = recipe.student.options.get("output_scale").is_some_and(|scale| scale == false);
-    let scale = if scaled { "set `student.output_scale = true`, or " } else { "" };
-    format!("{scale}leave this stage out")
 }

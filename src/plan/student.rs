@@ -45,11 +45,6 @@ impl StudentPlan {
     pub(super) fn sizes(&self) -> Vec<u64> {
         self.tensors.iter().map(|tensor| elements(&tensor.shape)).collect()
     }
-
-    /// Elements of those that training changes.
-    pub(super) fn learned_sizes(&self) -> Vec<u64> {
-        self.tensors.iter().filter(|tensor| tensor.learned).map(|tensor| elements(&tensor.shape)).collect()
-    }
 }
 
 /// Bytes of the teacher's keys and values at its full context, of some layers.

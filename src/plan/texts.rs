@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::Result;
 use crate::checkpoint::Location;
 use crate::hub;
-use crate::recipe::{Recipe, StageRecipe};
+use crate::recipe::Recipe;
 
 /// Bytes of text that a token stands for, about: tokenizers of English have between 3 and 5.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -35,11 +35,9 @@ pub(super) fn texts(recipe: &Recipe) -> Result<Texts> {
     let source = size(recipe, &recipe.data.source, "data.source", &mut absent)?;
     let mut stages = Vec::new();
     for (index, stage) in recipe.stages.iter().enumerate() {
-        stages.push(match stage {
-            StageRecipe::Evaluate(evaluate) => {
-                size(recipe, &evaluate.text, &format!("stage.{index}.text"), &mut absent)? / BYTES_PER_TOKEN
-            }
-            _ => 0,
+        stages.push(match stage.needs().text {
+            Some(text) => size(recipe, text.name, &format!("stage.{index}.text"), &mut absent)? / BYTES_PER_TOKEN,
+            None => 0,
         });
     }
     Ok(Texts { source, stages, download: absent.values().sum() })

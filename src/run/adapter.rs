@@ -7,7 +7,8 @@
 use crate::arch::{Spec, Target};
 use crate::checkpoint::hex;
 use crate::export::read_adapter;
-use crate::recipe::{LoraShape, Recipe};
+use crate::recipe::Recipe;
+use crate::stage::LoraShape;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};

@@ -5,12 +5,12 @@ use super::adapter::{self, Start};
 use super::identity;
 use crate::arch::{self, Spec};
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
-use crate::evaluate::{EvaluationText, Selection, tokenized};
+use crate::evaluate::{EvaluationText, tokenized};
 use crate::export::{self, require_range};
 use crate::hub;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::recipe::{Evaluate, Recipe, StageRecipe};
+use crate::recipe::Recipe;
 use crate::text::{Tokenizer, Windows, documents};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub struct Inputs {
     pub held_out: Option<Windows>,
     /// What LoRA stages start from, by the stage's index; not where the folder is gone and the stage has begun.
     pub starts: BTreeMap<usize, Start>,
-    /// The text of each evaluation stage, by the stage's index.
+    /// The text of each stage that has one of its own, by the stage's index.
     pub evaluations: BTreeMap<usize, EvaluationText>,
     /// Of the teacher's configuration and weights, and of what an export copies from its folder.
     pub teacher_digest: String,
@@ -58,8 +58,8 @@ impl Inputs {
         let tokenizer = Tokenizer::open(checkpoint.files(), spec.vocab, spec.eos.first().copied())?;
         let mut starts = BTreeMap::new();
         for (index, stage) in recipe.stages.iter().enumerate() {
-            if let StageRecipe::Lora(stage) = stage
-                && let Some(start) = adapter::start(recipe, index, &stage.lora, &spec, begun(index))?
+            if let Some(shape) = stage.needs().adapter
+                && let Some(start) = adapter::start(recipe, index, shape, &spec, begun(index))?
             {
                 starts.insert(index, start);
             }
@@ -70,8 +70,11 @@ impl Inputs {
         let (windows, held_out) = split(ids, recipe)?;
         let mut evaluations = BTreeMap::new();
         for (index, stage) in recipe.stages.iter().enumerate() {
-            if let StageRecipe::Evaluate(stage) = stage {
-                evaluations.insert(index, evaluation_text(stage, recipe, &tokenizer, progress)?);
+            if let Some(need) = stage.needs().text {
+                let location = Location::resolve(need.name, base)?;
+                let selection = need.selection(recipe.data.sequence);
+                let text = EvaluationText::read(need.name, &location, selection, &tokenizer, progress)?;
+                evaluations.insert(index, text);
             }
         }
         let companions = export::companions_digest(&checkpoint)?;
@@ -99,24 +102,10 @@ impl Inputs {
     }
 }
 
-/// The text of an evaluation stage.
-fn evaluation_text(
-    stage: &Evaluate,
-    recipe: &Recipe,
-    tokenizer: &Tokenizer,
-    progress: &mut dyn Progress,
-) -> Result<EvaluationText> {
-    let location = Location::resolve(&stage.text, recipe.base.as_deref())?;
-    let sequence = stage.sequence.unwrap_or(recipe.data.sequence);
-    let selection = Selection { tokens: stage.tokens, sequence, spread: stage.spread };
-    EvaluationText::read(&stage.text, &location, selection, tokenizer, progress)
-}
-
 /// Training windows, and the held-out ones where a schedule wants them.
 fn split(ids: Vec<u32>, recipe: &Recipe) -> Result<(Windows, Option<Windows>)> {
     let (sequence, name) = (recipe.data.sequence, recipe.data.source.as_str());
-    let needed = |s: &StageRecipe| s.training().is_some_and(|(_, training)| training.schedule.needs_held_out());
-    if !recipe.stages.iter().any(needed) {
+    if !recipe.stages.iter().any(|stage| stage.needs().held_out) {
         return Ok((Windows::new(ids, sequence, name)?, None));
     }
     let all = ids.len() / sequence;

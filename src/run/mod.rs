@@ -67,9 +67,9 @@ pub fn measure(recipe: &Recipe, plan: &Plan, progress: &mut dyn Progress) -> (Ve
         begin(&mut folder, recipe, plan, &inputs, false, progress)?;
         let mut conversion = Pipeline::new(recipe, plan, &inputs)?;
         for (index, (stage, planned)) in recipe.stages.iter().zip(&plan.stages).enumerate() {
-            conversion.stage(index, &mut folder, progress)?;
+            let measured = conversion.stage(index, &mut folder, progress)?;
             conversion.require_finite()?;
-            reports.push(StageReport::read(&folder, stage, &planned.folder)?);
+            reports.push(StageReport::of(&folder, stage, &planned.folder, measured)?);
         }
         Ok(())
     };

@@ -4,10 +4,10 @@ use super::folder::RunFolder;
 use super::store::REPORT;
 use crate::evaluate::Report;
 use crate::recipe::StageRecipe;
-use crate::stage::LayerCalibration;
+use crate::stage::{LayerCalibration, Measured};
 use crate::{Error, Result};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// One stage and what it measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,24 +43,25 @@ struct Line {
 }
 
 impl StageReport {
-    /// Of a stage that is finished; `name`: that of its folder.
-    pub(super) fn read(folder: &RunFolder, stage: &StageRecipe, name: &str) -> Result<StageReport> {
-        let (mut evaluation, mut calibration, mut training) = (None, None, None);
-        match stage {
-            StageRecipe::Evaluate(_) => evaluation = Some(read(folder, name)?),
-            StageRecipe::Calibrate(_) => calibration = Some(read(folder, name)?),
-            StageRecipe::AttentionTransfer(_) | StageRecipe::Lora(_) => training = Some(trained(folder, name)?),
-            StageRecipe::Merge => (),
+    /// Of a stage that is finished, with what it has measured; `name`: that of its folder.
+    pub(super) fn of(folder: &RunFolder, stage: &StageRecipe, name: &str, measured: Measured) -> Result<StageReport> {
+        let (mut evaluation, mut calibration) = (None, None);
+        match measured {
+            Measured::Nothing => {}
+            Measured::Evaluation(report) => evaluation = Some(*report),
+            Measured::Calibration(layers) => calibration = Some(layers),
         }
+        let needs = stage.needs();
+        let training = if needs.trains && !needs.reports { Some(trained(folder, name)?) } else { None };
         Ok(StageReport { stage: name.into(), kind: stage.kind().into(), evaluation, calibration, training })
     }
 }
 
-/// Reads the report of a stage.
-pub(super) fn read<T: DeserializeOwned>(folder: &RunFolder, stage: &str) -> Result<T> {
-    let path = folder.path().join(stage).join(REPORT);
+/// Reads the report that a stage has left in the run's folder.
+pub(super) fn read(run: &Path, name: &str, stage: &StageRecipe) -> Result<Measured> {
+    let path = run.join(name).join(REPORT);
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "read it"))?;
-    serde_json::from_slice(&bytes).map_err(|e| {
+    serde_json::from_slice(&bytes).and_then(|json| stage.read_report(json)).map_err(|e| {
         let hint = "remove the stage's folder, or start again with `--fresh`";
         Error::run(path, format!("what an earlier run reported cannot be read: {e}"), hint)
     })

@@ -3,7 +3,8 @@
 use super::ledger::{Ledger, Note};
 use super::ours::{LEDGER, MODEL, PLAN, RECIPE};
 use super::results::are_whole;
-use super::store::{REPORT, RESULT, load_student};
+use super::report::read as read_report;
+use super::store::{RESULT, load_student};
 use super::teacher::has_teacher;
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location, file_digest};
@@ -12,7 +13,8 @@ use crate::export::companions_digest;
 use crate::hub;
 use crate::model::{Conversion, Model, Student};
 use crate::progress::Progress;
-use crate::recipe::{Recipe, StageRecipe};
+use crate::recipe::Recipe;
+use crate::stage::Measured;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -55,7 +57,6 @@ pub fn unmerged(run: &Path, progress: &mut dyn Progress) -> Result<Unmerged> {
     let mut student = Student::without_weights(conversion, &spec)?;
     let mut model = Model::load(&teacher, &spec)?;
     let mut reports = vec![];
-    let trains = |stage: &StageRecipe| !matches!(stage, StageRecipe::Merge | StageRecipe::Evaluate(_));
     for (index, stage) in recipe.stages.iter().enumerate() {
         let name = plan["stages"][index]["folder"].as_str().unwrap_or_default();
         let folder = run.join(name);
@@ -65,21 +66,18 @@ pub fn unmerged(run: &Path, progress: &mut dyn Progress) -> Result<Unmerged> {
                 return Err(unfinished(&format!("a file of its stage {name} is missing")));
             }
         }
-        match stage {
-            StageRecipe::Evaluate(_) => {
-                let path = folder.join(REPORT);
-                reports.push(serde_json::from_value(json(&path)?).map_err(|e| damaged(&path, &e.to_string()))?);
-            }
-            // The last adapter is what is wanted.
-            StageRecipe::Merge if !recipe.stages[index..].iter().any(trains) => {}
-            StageRecipe::Merge => student.merge(&mut model)?,
-            _ => {
-                if let StageRecipe::Lora(s) = stage {
-                    student.merge(&mut model)?;
-                    student.adapter = Some(s.lora.adapter());
-                }
-                student.tensors = load_student(&folder.join(RESULT))?;
-            }
+        let needs = stage.needs();
+        // The last adapter is what is wanted: the merge after it is left out.
+        if !needs.merges || recipe.stages[index..].iter().any(|later| later.needs().trains) {
+            stage.prepare(&mut model, &mut student, recipe.seed)?;
+        }
+        if needs.trains {
+            student.tensors = load_student(&folder.join(RESULT))?;
+        }
+        if needs.reports
+            && let Measured::Evaluation(report) = read_report(run, name, stage)?
+        {
+            reports.push(*report);
         }
     }
     match student.adapter {

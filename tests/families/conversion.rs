@@ -8,7 +8,7 @@ use subquad::export::{ExportOptions, export};
 use subquad::mixer::{Combine, Window};
 use subquad::model::{Adapter, Conversion, Student};
 use subquad::progress::Silent;
-use subquad::stage::{AttentionTransfer, Lora, Match, calibrate};
+use subquad::stage::{TransferObjective, LoraObjective, Match, calibrate};
 use subquad::train::{Objective, end_to_end, loss_only};
 
 const WINDOW: usize = 8;
@@ -118,7 +118,7 @@ fn gradients_are_differences() {
         for (name, tensor) in student.tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")) {
             *tensor = random(name.len() as u64, tensor.dims(), 0.05);
         }
-        let groups = Lora::trained(&student, &model, &adapter(), true, 0.0);
+        let groups = LoraObjective::trained(&student, &model, &adapter(), true, 0.0);
         let names: Vec<String> = groups.into_iter().flat_map(|group| group.names).collect();
         let ids = case.ids("ids");
         let trains = |name: &str| names.iter().any(|n| n == name);
@@ -166,12 +166,12 @@ fn stages_learn() {
             let mut student = case.student(&model, mixer, combine, &[]);
             if !student.learned_tensors().is_empty() {
                 let weights = if mixer == "hedgehog" { 1.0 } else { 0.0 };
-                let objective = AttentionTransfer { model: &model, output: 1.0, weights };
+                let objective = TransferObjective { model: &model, output: 1.0, weights };
                 step_learns(&objective, &mut student, &ids, &what);
             }
             student.adapt(adapter(), &model.spec, 0).unwrap();
-            let groups = Lora::trained(&student, &model, &adapter(), true, 0.0);
-            step_learns(&Lora::new(&model, 1.0, false, &groups), &mut student, &ids, &what);
+            let groups = LoraObjective::trained(&student, &model, &adapter(), true, 0.0);
+            step_learns(&LoraObjective::new(&model, 1.0, false, &groups), &mut student, &ids, &what);
         }
     }
 }

@@ -1,88 +1,25 @@
-//! Calibration: the free initial values of every mixer from the teacher's own activations, before any training.
-//!
-//! A mixer's output depends on its scale s linearly, o(s) = o_0 + s d, with o_0 what a window beside it says. One batch
-//! of the teacher decides, head by head: of the values that a mixer's knobs name (biases of gates, scales of features)
-//! the one whose best s leaves the least error, one knob after the other; then s itself, by [`Match`]. Nothing here is
-//! trained, and no gradient is taken.
+//! The calibration of one layer, head by head.
 
+use super::{CALIBRATE, LayerCalibration, Match};
 use crate::mixer::{Branches, CalibrationParam, CalibrationUpdate, Granularity, LayerInputs, Mixer, Params};
-use crate::model::{Flow, Model, Student, View};
 use crate::ops::statistics::{head_products, minus};
-use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What calibration did to a layer: squared error of head outputs relative to the teacher's, and their size.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LayerCalibration {
-    pub layer: usize,
-    pub error_before: f64,
-    pub error_after: f64,
-    /// Root mean square of the output over that of the teacher's.
-    pub size_before: f64,
-    pub size_after: f64,
-}
-
-/// What the scale of a head is set for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Match {
-    /// The least squared error: never worse than silence, and smaller than the teacher's output by how far off it is.
-    Error,
-    /// The size of the teacher's output, as published calibrations have it: what has least error, times one number for
-    /// the layer, so that heads with little to say stay as quiet beside the others as they are.
-    Size,
-}
-
 /// Most that a layer's output is multiplied by for its size.
-const LARGEST: f64 = 16.0;
+const MAX_FACTOR: f64 = 16.0;
 /// Most that a window's share becomes.
-const MOST_SHARE: f64 = 0.995;
+const MAX_WINDOW_GATE: f64 = 0.995;
 
-type Tensors = BTreeMap<String, Tensor>;
+pub(super) type Tensors = BTreeMap<String, Tensor>;
 
-/// What progress and errors call this stage.
-const CALIBRATE: &str = "calibrate";
-
-/// Calibrates the mixers of `student` on `ids` ([batch, T]).
-pub fn calibrate(
-    model: &Model,
-    student: &mut Student,
-    ids: &[u32],
-    batch: usize,
-    rule: Match,
-    progress: &mut dyn Progress,
-) -> Result<Vec<LayerCalibration>> {
-    let replaced: Vec<usize> = (0..model.spec.layers).filter(|&l| student.replaced(l)).collect();
-    let (mut layers, mut found) = (vec![], Tensors::new());
-    progress.begin(CALIBRATE, 0, replaced.len() as u64, Unit::Items);
-    View::teacher(model).run(ids, batch, &mut |hook| {
-        check_interrupt()?;
-        if student.replaced(hook.layer) {
-            let own: Tensors =
-                student.mixer_tensors(hook.layer).map(|(short, _, t)| (short.to_string(), t.clone())).collect();
-            let mixer = student.mixer(hook.layer);
-            let mut layer = Layer { mixer, heads: hook.heads, target: hook.output.value(), tensors: own };
-            let report = layer.calibrate(hook.layer, rule)?;
-            layer.require_finite(&report)?;
-            found.extend(layer.tensors.into_iter().map(|(name, t)| (student.tensor_name(hook.layer, &name), t)));
-            layers.push(report);
-            progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
-        }
-        Ok(if Some(&hook.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
-    })?;
-    student.tensors.extend(found);
-    progress.end("");
-    Ok(layers)
-}
-
-struct Layer<'a> {
-    mixer: &'a dyn Mixer,
-    heads: &'a LayerInputs,
-    target: &'a Tensor,
-    tensors: Tensors,
+pub(super) struct Layer<'a> {
+    pub mixer: &'a dyn Mixer,
+    pub heads: &'a LayerInputs,
+    /// Outputs of the attention that is replaced.
+    pub target: &'a Tensor,
+    pub tensors: Tensors,
 }
 
 /// Inner products per head that decide everything: of r = t - o_0 and d, and of o_0.
@@ -116,7 +53,7 @@ impl Fit {
             (0..most.len()).map(of_head).sum()
         };
         let small = size(1.0) < tt;
-        let (mut near, mut far) = (1.0, if small { LARGEST } else { 1.0 / LARGEST });
+        let (mut near, mut far) = (1.0, if small { MAX_FACTOR } else { 1.0 / MAX_FACTOR });
         if (size(far) < tt) == small {
             return 1.0;
         }
@@ -129,18 +66,18 @@ impl Fit {
 }
 
 impl Layer<'_> {
-    fn calibrate(&mut self, layer: usize, rule: Match) -> Result<LayerCalibration> {
+    pub fn calibrate(&mut self, layer: usize, rule: Match) -> Result<LayerCalibration> {
         let squares = head_products(self.target, self.target)?;
         let (error_before, size_before) = self.distance(&squares)?;
-        for calibration_param in self.mixer.calibration_params() {
-            self.turn(&calibration_param)?;
+        for parameter in self.mixer.calibration_params() {
+            self.search(&parameter)?;
         }
         if let Some(name) = self.mixer.scale().name() {
             let heads = squares.len();
             let fit = self.fit()?;
             let shares = self.shares(heads)?;
             // A window without a learned share stays as it is.
-            let most: Vec<f64> = shares.iter().map(|s| s.map_or(1.0, |s| (MOST_SHARE / s).max(1.0))).collect();
+            let most: Vec<f64> = shares.iter().map(|s| s.map_or(1.0, |s| (MAX_WINDOW_GATE / s).max(1.0))).collect();
             let factor = match rule {
                 Match::Error => 1.0,
                 Match::Size => fit.as_large(squares.iter().sum(), &most),
@@ -160,7 +97,7 @@ impl Layer<'_> {
     }
 
     /// What is not finite is no result: nothing could be made of it later.
-    fn require_finite(&self, report: &LayerCalibration) -> Result<()> {
+    pub fn require_finite(&self, report: &LayerCalibration) -> Result<()> {
         let LayerCalibration { layer, error_before, error_after, size_before, size_after } = *report;
         let not_finite = |place: String| Error::NonFinite { stage: CALIBRATE.into(), step: 0, place };
         let values = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
@@ -235,24 +172,24 @@ impl Layer<'_> {
     }
 
     /// Tries a knob's values in all heads at once and leaves each head at its own best.
-    fn turn(&mut self, calibration_param: &CalibrationParam) -> Result<()> {
-        let start = self.tensors[calibration_param.tensor].clone();
-        let parts = match calibration_param.granularity {
+    fn search(&mut self, parameter: &CalibrationParam) -> Result<()> {
+        let start = self.tensors[parameter.tensor].clone();
+        let parts = match parameter.granularity {
             Granularity::Head => self.heads.q.value().dim(2)?,
             Granularity::KvHead => self.heads.k.value().dim(2)?,
         };
         let moved = |value: f32| {
-            move |old: f32| match calibration_param.update {
+            move |old: f32| match parameter.update {
                 CalibrationUpdate::Set => value,
                 CalibrationUpdate::Multiply => value * old,
             }
         };
         let mut best = vec![(f64::INFINITY, None); parts];
-        for value in std::iter::once(None).chain(calibration_param.values.iter().copied().map(Some)) {
-            self.tensors.insert(calibration_param.tensor.into(), start.clone());
+        for value in std::iter::once(None).chain(parameter.values.iter().copied().map(Some)) {
+            self.tensors.insert(parameter.tensor.into(), start.clone());
             if let Some(value) = value {
                 let change = moved(value);
-                self.change(calibration_param.tensor, parts, &|_, old| change(old))?;
+                self.change(parameter.tensor, parts, &|_, old| change(old))?;
             }
             let errors = self.errors()?;
             for (best, errors) in best.iter_mut().zip(errors.chunks(errors.len() / parts)) {
@@ -263,8 +200,8 @@ impl Layer<'_> {
                 }
             }
         }
-        self.tensors.insert(calibration_param.tensor.into(), start);
-        self.change(calibration_param.tensor, parts, &|part, old| best[part].1.map_or(old, |value| moved(value)(old)))
+        self.tensors.insert(parameter.tensor.into(), start);
+        self.change(parameter.tensor, parts, &|part, old| best[part].1.map_or(old, |value| moved(value)(old)))
     }
 
     /// New values of a tensor from old ones; `parts` equal runs of its elements belong to as many heads.
