@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const ORDER: &[&[&str]] = &[
     &["error", "progress"],
     &["checkpoint", "hub", "ops"],
+    &["config"],
     &["mixer", "text"],
     &["arch", "model"],
     &["train"],

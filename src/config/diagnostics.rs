@@ -1,109 +1,76 @@
-//! Collects mistakes while the recipe is read, and turns byte places into lines and columns.
+//! Collects errors while a file is read.
 
-use super::node::Place;
+use super::spanned::Span;
 use crate::checkpoint::nearest;
-use crate::error::Mistake;
+use crate::error::Diagnostic;
 
-/// Mistakes found so far.
-#[derive(Default)]
-pub(super) struct Sink {
-    found: Vec<Found>,
-    /// Missing things that went unmentioned.
-    unmentioned: usize,
-    /// After a syntax error parts of the text are unread: what seems to be missing may be there.
-    pub ignore_missing: bool,
+/// The errors found so far.
+pub struct Diagnostics {
+    found: Vec<(Span, String, Option<String>)>,
+    /// The tables that know a key, for the hint of one that was written into another table.
+    owners: fn(&str) -> Vec<String>,
 }
 
-struct Found {
-    place: Place,
-    what: String,
-    hint: Option<String>,
-}
-
-impl Sink {
-    pub fn add(&mut self, place: &Place, what: impl Into<String>, hint: impl Into<Option<String>>) {
-        self.found.push(Found { place: place.clone(), what: what.into(), hint: hint.into() });
+impl Diagnostics {
+    /// `owners`: the names of the tables that know a key, such as [`owners_of`](super::owners_of) gives.
+    pub fn new(owners: fn(&str) -> Vec<String>) -> Self {
+        Diagnostics { found: Vec::new(), owners }
     }
 
-    pub fn missing(&mut self, place: &Place, what: impl Into<String>, hint: impl Into<Option<String>>) {
-        if self.ignore_missing {
-            self.unmentioned += 1;
-        } else {
-            self.add(place, what, hint);
-        }
+    pub fn add(&mut self, span: &Span, what: impl Into<String>, hint: impl Into<Option<String>>) {
+        self.found.push((span.clone(), what.into(), hint.into()));
     }
 
     /// Compared before and after reading something, it tells whether the value can be relied on.
     pub fn count(&self) -> usize {
-        self.found.len() + self.unmentioned
+        self.found.len()
     }
 
-    /// In the order of the text; those of `--set` and those without a place follow.
-    pub fn into_mistakes(self, text: &str) -> Vec<Mistake> {
+    pub fn owners(&self, key: &str) -> Vec<String> {
+        (self.owners)(key)
+    }
+
+    /// In the order of the text; those of `--set` and those without a span follow.
+    pub fn into_vec(self) -> Vec<Diagnostic> {
         let mut found = self.found;
-        found.sort_by_key(|f| match &f.place {
-            Place::Text(span) => (0, span.start),
-            Place::Set(_) => (1, 0),
-            Place::Nowhere => (2, 0),
+        found.sort_by_key(|(span, ..)| match span {
+            Span::Text(span) => (0, span.start),
+            Span::Set(_) => (1, 0),
+            Span::Nowhere => (2, 0),
         });
-        let mut mistakes: Vec<Mistake> = found.into_iter().map(|f| mistake(text, f.place, f.what, f.hint)).collect();
-        mistakes.dedup();
-        mistakes
+        let diagnostic = |(span, what, hint)| match span {
+            Span::Text(span) => Diagnostic { span: Some(span), what, hint },
+            Span::Set(argument) => {
+                Diagnostic { span: None, what: format!("`--set {}`: {what}", shortened(&argument)), hint }
+            }
+            Span::Nowhere => Diagnostic { span: None, what, hint },
+        };
+        let mut diagnostics: Vec<Diagnostic> = found.into_iter().map(diagnostic).collect();
+        diagnostics.dedup();
+        diagnostics
     }
-}
-
-/// A mistake with its place worked out.
-fn mistake(text: &str, place: Place, what: String, hint: Option<String>) -> Mistake {
-    match place {
-        Place::Text(span) => {
-            let (line, column, length) = position(text, span);
-            Mistake { line, column, length, what, hint }
-        }
-        Place::Set(argument) => {
-            let what = format!("`--set {}`: {what}", shortened(&argument));
-            Mistake { line: 0, column: 0, length: 0, what, hint }
-        }
-        Place::Nowhere => Mistake { line: 0, column: 0, length: 0, what, hint },
-    }
-}
-
-/// 1-based line and column, and length, in characters; a place of several lines ends with its first line.
-fn position(text: &str, span: std::ops::Range<usize>) -> (usize, usize, usize) {
-    let start = floor(text, span.start);
-    let end = floor(text, span.end.max(span.start));
-    let before = &text[..start];
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let line = before.matches('\n').count() + 1;
-    let column = text[line_start..start].chars().count() + 1;
-    let inside = text[start..end].lines().next().unwrap_or("");
-    (line, column, inside.chars().count().max(1))
-}
-
-fn floor(text: &str, at: usize) -> usize {
-    let at = at.min(text.len());
-    (0..=at).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }
 
 /// What a user wrote, fit for one line of a message.
-pub(super) fn shortened(text: &str) -> String {
-    const MOST: usize = 60;
+pub fn shortened(text: &str) -> String {
+    const MAX: usize = 60;
     let clean: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    match clean.char_indices().nth(MOST) {
+    match clean.char_indices().nth(MAX) {
         Some((cut, _)) => format!("{}…", &clean[..cut]),
         None => clean,
     }
 }
 
 /// "did you mean ...?" when something is near, and always what there is.
-pub(super) fn suggestion(word: &str, candidates: &[&str], among: &str) -> String {
+pub fn suggestion(word: &str, candidates: &[&str], among: &str) -> String {
     match nearest(word, candidates.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`? {among}: {}", list(candidates)),
-        None => format!("{among}: {}", list(candidates)),
+        Some(near) => format!("did you mean `{near}`? {among}: {}", backticked(candidates)),
+        None => format!("{among}: {}", backticked(candidates)),
     }
 }
 
 /// Names for a message: "`a`, `b`".
-pub(super) fn list(names: &[&str]) -> String {
+pub fn backticked(names: &[&str]) -> String {
     if names.is_empty() {
         return "nothing".into();
     }

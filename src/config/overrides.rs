@@ -2,70 +2,69 @@
 
 use toml::de::DeValue;
 
-use super::node::{Entry, Node, Place, Value};
-use super::sink::{Sink, shortened};
-use super::syntax::too_deep;
+use super::diagnostics::{Diagnostics, shortened};
+use super::spanned::{Entry, Span, Spanned, Value, too_deep};
 
-/// Parts of the longest key; the recipe's own keys have at most five.
-const MOST_PARTS: usize = 16;
+/// Parts of the longest key; those of real files have a handful.
+const MAX_PARTS: usize = 16;
 
-/// Applies `KEY=VALUE` arguments in order; a later one wins.
-pub(super) fn apply(root: &mut Node, sets: &[String], sink: &mut Sink) {
+/// Applies `KEY=VALUE` arguments in order; a later one wins. `example` is one of them, for hints.
+pub fn apply(root: &mut Spanned, sets: &[String], example: &str, diagnostics: &mut Diagnostics) {
     for argument in sets {
-        let place = Place::Set(argument.clone());
-        if let Err((what, hint)) = apply_one(root, argument, &place) {
-            sink.add(&place, what, hint);
+        let span = Span::Set(argument.clone());
+        if let Err((what, hint)) = apply_one(root, argument, example, &span) {
+            diagnostics.add(&span, what, hint);
         }
     }
 }
 
 type Refusal = (String, Option<String>);
 
-fn apply_one(root: &mut Node, argument: &str, place: &Place) -> Result<(), Refusal> {
-    const EXAMPLE: &str = "for example `--set stage.0.tokens=1M`";
-    let (key, text) =
-        argument.split_once('=').ok_or_else(|| ("KEY=VALUE is expected".to_string(), Some(EXAMPLE.to_string())))?;
+fn apply_one(root: &mut Spanned, argument: &str, example: &str, span: &Span) -> Result<(), Refusal> {
+    let refused = |what: &str| (what.to_string(), Some(format!("for example `--set {example}`")));
+    let (key, text) = argument.split_once('=').ok_or_else(|| refused("KEY=VALUE is expected"))?;
     let parts: Vec<&str> = key.trim().split('.').map(str::trim).collect();
-    if parts.iter().any(|part| part.is_empty()) || parts.len() > MOST_PARTS {
-        return Err(("this is not a dotted key".into(), Some(EXAMPLE.into())));
+    if parts.iter().any(|part| part.is_empty()) || parts.len() > MAX_PARTS {
+        return Err(refused("this is not a dotted key"));
     }
     let text = text.trim();
     if text.is_empty() {
-        return Err(("the value is missing".into(), Some(EXAMPLE.into())));
+        return Err(refused("the value is missing"));
     }
-    insert(root, &parts, value(text, place)?, place, "")
+    insert(root, &parts, value(text, span)?, span, "")
 }
 
 /// A TOML value; text that is none is a string, so that `tokens=1M` and `kind=cosine` need no quotes in a shell.
-fn value(text: &str, place: &Place) -> Result<Node, Refusal> {
+fn value(text: &str, span: &Span) -> Result<Spanned, Refusal> {
     if too_deep(text).is_some() {
         return Err(("this value nests too deep".into(), None));
     }
-    let mut node = match DeValue::parse(text) {
-        Ok(value) => Node::from_value(&value, &|_| place.clone()),
+    let mut value = match DeValue::parse(text) {
+        Ok(value) => Spanned::from_value(&value, &|_| span.clone()),
         Err(error) if text.starts_with(['[', '{', '"', '\'']) => {
             return Err((format!("the value is not valid TOML: {}", error.message()), None));
         }
-        Err(_) => Node::new(place.clone(), Value::String(text.into())),
+        Err(_) => Spanned::new(span.clone(), Value::String(text.into())),
     };
-    node.raw = Some(text.into());
-    Ok(node)
+    value.raw = Some(text.into());
+    Ok(value)
 }
 
-fn insert(node: &mut Node, parts: &[&str], value: Node, place: &Place, path: &str) -> Result<(), Refusal> {
+fn insert(target: &mut Spanned, parts: &[&str], value: Spanned, span: &Span, path: &str) -> Result<(), Refusal> {
     let Some((&part, rest)) = parts.split_first() else {
-        *node = value;
+        *target = value;
         return Ok(());
     };
     let here = shortened(path);
     let path = if path.is_empty() { part.to_string() } else { format!("{path}.{part}") };
-    match &mut node.value {
+    match &mut target.value {
         Value::Table(entries) => {
             let index = entries.iter().position(|entry| entry.key == part).unwrap_or_else(|| {
-                entries.push(Entry { key: part.into(), place: place.clone(), node: Node::empty_table(place.clone()) });
+                let table = Spanned::empty_table(span.clone());
+                entries.push(Entry { key: part.into(), span: span.clone(), value: table });
                 entries.len() - 1
             });
-            insert(&mut entries[index].node, rest, value, place, &path)
+            insert(&mut entries[index].value, rest, value, span, &path)
         }
         Value::Array(items) => {
             let count = items.len();
@@ -77,7 +76,7 @@ fn insert(node: &mut Node, parts: &[&str], value: Node, place: &Place, path: &st
                 };
                 (format!("there is no `{}`", shortened(&path)), Some(hint))
             })?;
-            insert(item, rest, value, place, &path)
+            insert(item, rest, value, span, &path)
         }
         other => Err((format!("`{here}` is {}, it holds no `{}`", other.type_name(), shortened(part)), None)),
     }

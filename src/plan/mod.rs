@@ -209,7 +209,7 @@ impl Plan {
 pub fn check(recipe: &Recipe) -> Result<Option<Error>> {
     match open(recipe).and_then(|checkpoint| teacher(recipe, &checkpoint)) {
         Ok(spec) => student::student(recipe, &spec).map(|_| None),
-        Err(mistake @ Error::Recipe { .. }) => Err(mistake),
+        Err(error @ Error::Recipe { .. }) => Err(error),
         Err(error) => Ok(Some(error)),
     }
 }
@@ -266,7 +266,7 @@ impl StagePlan {
 fn teacher(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Spec> {
     match arch::conversion(checkpoint.config(), &checkpoint.files().place(CONFIG))? {
         None => Spec::of(checkpoint),
-        Some(_) => Err(recipe.mistake(
+        Some(_) => Err(recipe.error_at(
             "teacher.model",
             format!("{} is converted already: it has no softmax attention to learn from", checkpoint.path().display()),
             "name the model that it was made from",

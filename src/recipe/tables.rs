@@ -1,21 +1,18 @@
-//! The tables of a recipe, one function each: keys, kinds, defaults, help, and what cannot go together.
+//! The tables of a recipe, one function each: keys, types, defaults, help, and what cannot go together.
 //!
 //! Defaults of training are those of LoLCATs (arXiv 2410.10254, HazyResearch/lolcats at 375df84) unless the help
 //! says otherwise.
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::Map;
 
-use super::amount::BYTES;
-use super::kinds::{Choice, Integer, Kind, List, MixerOption, Text};
-use super::node::{Node, Value};
-use super::sink::Sink;
 use super::stages::stage;
-use super::table::{Table, describe, read};
 use super::types::{Combine, Data, Dtype, Export, KeepSoftmax, StageRecipe, Student, Teacher, Window};
-use crate::mixer::{self, MIXERS};
+use super::values::{BYTES, KeepLayers, MixerOption};
+use crate::config::{Choice, Form, Integer, Table, Text};
+use crate::mixer::{MIXERS, Registration};
 
 /// The longest window that we plan for.
-pub(super) const LONGEST: u64 = 1 << 24;
+pub(super) const MAX_SEQUENCE: usize = 1 << 24;
 
 /// What the text of a recipe says.
 pub(super) struct Body {
@@ -38,7 +35,7 @@ pub(super) fn recipe(t: &mut Table) -> Body {
         "The model to convert. It is never changed.",
         teacher,
     );
-    let before = t.mistakes();
+    let before = t.errors();
     let student = t.required_table("student", "mixer = \"hedgehog\"", "What attention becomes.", student);
     let data = t.required_table(
         "data",
@@ -47,7 +44,7 @@ pub(super) fn recipe(t: &mut Table) -> Body {
          permutation drawn from `seed`, a new one for each pass over the text.",
         data,
     );
-    let sequence = (t.mistakes() == before && data.sequence > 0).then_some(data.sequence);
+    let sequence = (t.errors() == before && data.sequence > 0).then_some(data.sequence);
     if let (Some(sequence), Some(window)) = (sequence, &student.window)
         && window.size >= sequence
     {
@@ -76,30 +73,42 @@ fn teacher(t: &mut Table) -> Teacher {
     Teacher { model }
 }
 
+impl Form for Registration {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.summary
+    }
+}
+
 fn student(t: &mut Table) -> Student {
-    let forms: Vec<(&str, &str)> = MIXERS.iter().map(|mixer| (mixer.name, mixer.summary)).collect();
-    let name = t.variant("mixer", &forms, None, "The mechanism that replaces softmax attention.");
+    let mixer = t.variant("mixer", MIXERS, None, "The mechanism that replaces softmax attention.");
     let mut options = Map::new();
-    for option in name.and_then(mixer::find).map_or(&[][..], |mixer| mixer.options) {
+    for option in mixer.map_or(&[][..], |mixer| mixer.options) {
         let help = format!("{} Default: {}.", sentence(option.help), option.default);
         if let Some(value) = t.maybe(option.name, MixerOption(option), &help) {
             options.insert(option.name.into(), value);
         }
     }
-    let combine = name.and_then(mixer::find).map_or(Combine::ALL, |mixer| mixer.combine);
-    let window = t.maybe_table(
-        "window",
-        "Exact softmax over the last keys, beside the mixer. Absent: the mixer alone. LoLCATs' window is 64.",
-        |t: &mut Table| window(t, combine),
-    );
-    let keep_softmax = t.optional(
-        "keep_softmax",
-        KeepLayers,
-        KeepSoftmax::default(),
-        "Layers (from 0) that keep softmax attention and are not trained in attention transfer: a list, or \
-         `{ every = 4 }` for the last of every four.",
-    );
-    Student { mixer: name.unwrap_or_default().into(), options, window, keep_softmax }
+    let combine = mixer.map_or(Combine::ALL, |mixer| mixer.combine);
+    Student {
+        mixer: mixer.map(|mixer| mixer.name).unwrap_or_default().into(),
+        options,
+        window: t.maybe_table(
+            "window",
+            "Exact softmax over the last keys, beside the mixer. Absent: the mixer alone. LoLCATs' window is 64.",
+            |t: &mut Table| window(t, combine),
+        ),
+        keep_softmax: t.optional(
+            "keep_softmax",
+            KeepLayers,
+            KeepSoftmax::default(),
+            "Layers (from 0) that keep softmax attention and are not trained in attention transfer: a list, or \
+             `{ every = 4 }` for the last of every four.",
+        ),
+    }
 }
 
 /// Ends with a full stop, whatever the mixer's table has.
@@ -109,60 +118,64 @@ fn sentence(help: &str) -> String {
 
 /// `combine`: what the mixer allows, its default first.
 fn window(t: &mut Table, combine: &[Combine]) -> Window {
-    let size = t.required(
-        "size",
-        Integer { min: 1, max: LONGEST },
-        "64",
-        "Keys that softmax sees, the current one included. No window at all: leave the table out.",
-    );
-    let combine = t.optional(
-        "combine",
-        Choice(combine.iter().map(|c| (c.name(), *c)).collect()),
-        combine[0],
-        "How window and mixer become one output. `joint`: one normaliser over both, with a learned factor per head \
-         that starts at a mixing weight of 0.1, the mixer seeing what the window does not (LoLCATs; kernels only). \
-         `fixed`: half and half (Liger). `learned`: a share per head that starts at one half. Absent: the mixer's own.",
-    );
-    let sinks = t.optional(
-        "sinks",
-        Integer { min: 0, max: LONGEST },
-        0,
-        "First tokens of the text that every query sees besides (StreamingLLM pins 4).",
-    );
-    Window { size: size as usize, sinks: sinks as usize, combine }
+    Window {
+        size: t.required(
+            "size",
+            Integer { min: 1, max: MAX_SEQUENCE },
+            "64",
+            "Keys that softmax sees, the current one included. No window at all: leave the table out.",
+        ),
+        combine: t.optional(
+            "combine",
+            Choice(combine.iter().map(|c| (c.name(), *c)).collect()),
+            combine[0],
+            "How window and mixer become one output. `joint`: one normaliser over both, with a learned factor per head \
+             that starts at a mixing weight of 0.1, the mixer seeing what the window does not (LoLCATs; kernels only). \
+             `fixed`: half and half (Liger). `learned`: a share per head that starts at one half. Absent: the mixer's \
+             own.",
+        ),
+        sinks: t.optional(
+            "sinks",
+            Integer { min: 0, max: MAX_SEQUENCE },
+            0,
+            "First tokens of the text that every query sees besides (StreamingLLM pins 4).",
+        ),
+    }
 }
 
 fn data(t: &mut Table) -> Data {
-    let source = t.required(
-        "source",
-        Text { example: "builtin:books-train" },
-        "\"builtin:books-train\"",
-        "A .txt or .jsonl file or a folder of them, from the recipe's own folder on; or `builtin:NAME`, a text \
-         inside the binary.",
-    );
-    let sequence = t.optional(
-        "sequence",
-        Integer { min: 2, max: LONGEST },
-        1024,
-        "Tokens of one training window (LoLCATs packs to 1024).",
-    );
-    Data { source, sequence: sequence as usize }
+    Data {
+        source: t.required(
+            "source",
+            Text { example: "builtin:books-train" },
+            "\"builtin:books-train\"",
+            "A .txt or .jsonl file or a folder of them, from the recipe's own folder on; or `builtin:NAME`, a text \
+             inside the binary.",
+        ),
+        sequence: t.optional(
+            "sequence",
+            Integer { min: 2, max: MAX_SEQUENCE },
+            1024,
+            "Tokens of one training window (LoLCATs packs to 1024).",
+        ),
+    }
 }
 
 fn export(t: &mut Table) -> Export {
-    let shard = t.optional(
-        "shard",
-        BYTES,
-        5_000_000_000,
-        "Largest size of one safetensors file. A tensor is never cut: one that is larger has its own file. \
-         5GB is what Hugging Face writes.",
-    );
-    let dtype = t.maybe(
-        "dtype",
-        Choice(vec![("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)]),
-        "Number format of the weights. Absent: as in the teacher.",
-    );
-    Export { shard, dtype }
+    Export {
+        shard: t.optional(
+            "shard",
+            BYTES,
+            5_000_000_000,
+            "Largest size of one safetensors file. A tensor is never cut: one that is larger has its own file. \
+             5GB is what Hugging Face writes.",
+        ),
+        dtype: t.maybe(
+            "dtype",
+            Choice(vec![("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)]),
+            "Number format of the weights. Absent: as in the teacher.",
+        ),
+    }
 }
 
 /// A merge folds LoRA updates into the weights; without one before it there is nothing to fold.
@@ -170,7 +183,7 @@ fn refuse_early_merge(t: &mut Table, stages: &[Option<StageRecipe>]) {
     let mut adapted = false;
     for (index, stage) in stages.iter().enumerate() {
         match stage {
-            // Its kind is a mistake already, and may have been meant as lora.
+            // Its kind is an error already, and may have been meant as lora.
             None => return,
             Some(StageRecipe::Lora(_)) => adapted = true,
             Some(StageRecipe::Merge) if !adapted => {
@@ -180,47 +193,5 @@ fn refuse_early_merge(t: &mut Table, stages: &[Option<StageRecipe>]) {
             Some(StageRecipe::Merge) => adapted = false,
             Some(_) => (),
         }
-    }
-}
-
-/// `keep_softmax`: a list of layers or `{ every = n }`.
-struct KeepLayers;
-
-impl KeepLayers {
-    fn list() -> List<Integer> {
-        List { item: Integer { min: 0, max: 9_999 }, min: 0, max: 10_000, distinct: true, example: "[0, 11]" }
-    }
-
-    fn every(t: &mut Table) -> KeepSoftmax {
-        let help = "The last of every so many layers keeps softmax: 3, 7, 11, ... for 4.";
-        let every = t.required("every", Integer { min: 2, max: 10_000 }, "4", help);
-        KeepSoftmax::Every { every: every as usize }
-    }
-}
-
-impl Kind for KeepLayers {
-    type Out = KeepSoftmax;
-
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<KeepSoftmax> {
-        match &node.value {
-            Value::Table(_) => Some(read(path, Some(node), sink, &Self::every)),
-            Value::Array(_) => {
-                let layers = Self::list().read(path, node, sink)?;
-                Some(KeepSoftmax::Layers(layers.into_iter().map(|layer| layer as usize).collect()))
-            }
-            other => {
-                let what = format!("`{path}` must be a list of layers or a table, not {}", other.type_name());
-                sink.add(&node.place, what, "for example [0, 11] or { every = 4 }".to_string());
-                None
-            }
-        }
-    }
-
-    fn schema(&self) -> Json {
-        json!({ "anyOf": [Self::list().schema(), describe(&Self::every)] })
-    }
-
-    fn show(&self, value: &KeepSoftmax) -> Json {
-        serde_json::to_value(value).unwrap_or(Json::Null)
     }
 }
