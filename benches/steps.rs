@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 use subquad::model::{Adapter, Student, Target};
-use subquad::stage::{TransferObjective, LoraObjective};
+use subquad::stage::{LoraObjective, TransferObjective};
 use subquad::train::{AdamW, Objective, Optimizer};
 
 const BATCH: usize = 4;

@@ -9,7 +9,7 @@ use subquad::arch::{FORMAT, Spec};
 use subquad::checkpoint::{Checkpoint, Location};
 use subquad::mixer::{Branches, Combine, Window};
 use subquad::model::{Adapter, Conversion, Model, Sampler, Session, Student, Target, View};
-use subquad::stage::{TransferObjective, LoraObjective};
+use subquad::stage::{LoraObjective, TransferObjective};
 use subquad::text::{Tokenizer, Windows, documents, tokenize};
 use subquad::train::{AdamW, Group, Objective, Optimizer, loss_only};
 use subquad::{Error, Result};

@@ -1,19 +1,16 @@
 //! The one error type. Every variant says what went wrong and where; [`Error::hint`] says what to do.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// One mistake in a recipe, at a place in its text.
+/// One error in a text that a user wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// 1-based line; 0 when the mistake has no place (a missing table, a `--set`).
-    pub line: usize,
-    /// 1-based column in characters.
-    pub column: usize,
-    /// Length of the offending text in characters, for the caret line.
-    pub length: usize,
+pub struct Diagnostic {
+    /// Bytes of the text; `None` when the error has no place there (a missing table, a `--set`).
+    pub span: Option<Range<usize>>,
     /// What is wrong, in one sentence.
     pub what: String,
     /// What to do about it.
@@ -38,9 +35,9 @@ pub enum Error {
     /// A text to train or evaluate on cannot be used.
     #[error("text {location}: {what}")]
     Text { location: String, what: String, hint: String },
-    /// A recipe has mistakes; all of them.
-    #[error("{}", recipe_headline(.name, .mistakes))]
-    Recipe { name: String, text: String, mistakes: Vec<Mistake> },
+    /// A recipe has errors; all of them.
+    #[error("{name}: {} {}", .diagnostics.len(), if .diagnostics.len() == 1 { "error" } else { "errors" })]
+    Recipe { name: String, text: String, diagnostics: Vec<Diagnostic> },
     /// A command-line argument has an impossible value.
     #[error("{what}")]
     Usage { what: String, hint: String },
@@ -71,13 +68,6 @@ pub enum Error {
     /// Any other state that should be impossible.
     #[error("internal error: {0}")]
     Internal(String),
-}
-
-fn recipe_headline(name: &str, mistakes: &[Mistake]) -> String {
-    match mistakes.len() {
-        1 => format!("recipe {name}: one mistake"),
-        n => format!("recipe {name}: {n} mistakes"),
-    }
 }
 
 /// The stage, with the step where it has steps.

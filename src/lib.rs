@@ -21,13 +21,14 @@
 //! - [`checkpoint`]: models on disk, read by their headers, written whole or not at all. [`hub`]: models and texts from the
 //!   Hugging Face Hub and to it. [`ops`]: operators with
 //!   hand-written gradients on the CPU, the recurrences that define them, and the tape that runs them backward.
+//! - `config`: TOML to typed data, all errors at once with their places, `--set`, JSON Schema; it knows no key.
 //! - [`mixer`]: mechanisms that replace softmax; one file each and one line in [`mixer::MIXERS`]. [`text`]: documents,
 //!   tokens, training windows.
 //! - [`arch`]: families of teachers; one file each and one line in [`arch::FAMILIES`]. [`model`]: the one decoder for
 //!   every [`arch::Spec`], with taps on each layer, sessions for generation, and adapters.
 //! - [`train`]: AdamW, schedules, the layer-by-layer backward pass, the loop.
 //! - [`stage`], [`evaluate`], [`export`]: what a conversion is made of.
-//! - [`recipe`]: TOML to typed data, all mistakes at once with their places, and the JSON Schema.
+//! - [`recipe`]: the tables of a recipe, read by `config` to typed data and described as a JSON Schema.
 //! - [`plan`], [`run`], [`sweep`], [`cli`]: what will be done, doing it, with each mixer in turn, saying it.
 //!
 //! # Shapes
@@ -72,6 +73,7 @@
 pub mod arch;
 pub mod checkpoint;
 pub mod cli;
+mod config;
 pub mod error;
 pub mod evaluate;
 pub mod export;

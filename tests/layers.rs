@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 const ORDER: &[&[&str]] = &[
     &["error", "progress"],
     &["checkpoint", "hub", "ops"],
+    &["config"],
     &["mixer", "text"],
     &["arch", "model"],
     &["train"],
     &["stage", "evaluate", "export"],
     &["recipe"],
     &["plan"],
-    &["run", "report"],
+    &["run"],
     &["sweep"],
     &["cli"],
 ];

@@ -10,7 +10,7 @@ use subquad::Result;
 use subquad::checkpoint::load_tensors;
 use subquad::model::{Adapter, Student, Target, View};
 use subquad::progress::Silent;
-use subquad::stage::{TransferObjective, LoraObjective};
+use subquad::stage::{LoraObjective, TransferObjective};
 use subquad::text::Windows;
 use subquad::train::{
     AdamW, Batch, Group, Metric, Objective, Optimizer, Schedule, ScheduleKind, Store, Trainer, TrainingData, end_to_end,

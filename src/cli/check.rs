@@ -5,7 +5,7 @@ use crate::Result;
 use crate::plan;
 use crate::recipe::Recipe;
 
-/// Name every mistake of a recipe at once, with line and column
+/// Name every error of a recipe at once, with line and column
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -34,7 +34,7 @@ impl Args {
         for warning in plan::check(&recipe)? {
             printer.warn(format_args!("{}: {warning}", recipe.name));
         }
-        printer.note(format_args!("{}: no mistakes; `subquad plan {0}` shows what it would do", recipe.name));
+        printer.note(format_args!("{}: no errors; `subquad plan {0}` shows what it would do", recipe.name));
         Ok(())
     }
 }

@@ -5,11 +5,12 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use serde_json::Value as Json;
 
 use super::format::{Align, table};
 use super::printer::Printer;
-use crate::checkpoint::nearest;
-use crate::recipe::{EMBEDDED, description, embedded};
+use crate::checkpoint::{nearest, write_atomically};
+use crate::recipe::{self, EMBEDDED, description, embedded};
 use crate::{Error, Result};
 
 /// List, show and copy the recipes inside the binary
@@ -28,7 +29,7 @@ enum Command {
         /// Its name
         name: String,
     },
-    /// Copy one to a file, to edit it
+    /// Copy one to a file, to edit it, with the schema beside it for editors
     Cp {
         /// Its name
         name: String,
@@ -46,10 +47,13 @@ impl Args {
             }
             Command::Show { name } => printer.data(find(name)?),
             Command::Cp { name, to } => {
+                let text = find(name)?;
                 let to = place(name, to.as_deref());
-                write_new(&to, find(name)?)?;
+                let schema = schema_name(&to)?;
+                write_new(&to, &text.replacen("#:schema ./schema.json", &format!("#:schema ./{schema}"), 1))?;
+                write_atomically(&to.with_file_name(schema), recipe::schema().as_bytes())?;
                 printer.note(format_args!(
-                    "edit it, then run `subquad convert {}`; `subquad schema > schema.json` beside it lets editors complete it",
+                    "edit it, then run `subquad convert {}`; with {schema} beside it editors complete and check it",
                     to.display()
                 ));
                 printer.data(format_args!("{}\n", to.display()))
@@ -78,6 +82,24 @@ fn place(name: &str, to: Option<&Path>) -> PathBuf {
         Some(folder) if folder.is_dir() => folder.join(file),
         Some(path) => path.into(),
     }
+}
+
+/// The name of the schema beside the recipe `to`, which its `#:schema` line gives relative to itself. A file that holds
+/// something else is left alone.
+fn schema_name(to: &Path) -> Result<&'static str> {
+    const NAMES: [&str; 2] = ["schema.json", "subquad.schema.json"];
+    let is_schema = |path: &Path| {
+        let json = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Json>(&bytes).ok());
+        json.is_some_and(|json| json["title"] == recipe::SCHEMA_TITLE)
+    };
+    let free = |name: &&&str| {
+        let path = to.with_file_name(name);
+        path != to && (!path.exists() || is_schema(&path))
+    };
+    NAMES.iter().find(free).copied().ok_or_else(|| {
+        let what = "this file is in the place of the schema of recipes and holds something else";
+        Error::file(to.with_file_name(NAMES[1]), what, "copy the recipe to another folder")
+    })
 }
 
 /// Never over a file that is there: it may have been edited.

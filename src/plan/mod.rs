@@ -230,7 +230,7 @@ impl StagePlan {
 fn teacher(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Spec> {
     match arch::conversion(checkpoint.config(), &checkpoint.files().place(CONFIG))? {
         None => Spec::of(checkpoint),
-        Some(_) => Err(recipe.mistake(
+        Some(_) => Err(recipe.error_at(
             "teacher.model",
             format!("{} is converted already: it has no softmax attention to learn from", checkpoint.path().display()),
             "name the model that it was made from",

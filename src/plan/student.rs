@@ -68,10 +68,10 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         trained_sequence: recipe.trained_sequence(),
     };
     let outline = Student::without_weights(conversion, spec)
-        .map_err(|error| recipe.mistake("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;
+        .map_err(|error| recipe.error_at("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;
     let refused = refused(recipe, spec, &outline, &replaced);
     if !refused.is_empty() {
-        return Err(recipe.mistakes(refused));
+        return Err(recipe.errors_at(refused));
     }
     let of_layer = |&layer: &usize| {
         let outline = &outline;

@@ -53,7 +53,7 @@ fn size(recipe: &Recipe, text: &str, key: &str, absent: &mut BTreeMap<String, u6
             Ok(weight.bytes)
         }
         Location::Builtin(builtin) if builtin.is_model() => {
-            Err(recipe.mistake(key, format!("`{text}` is a model, not a text"), "for example \"builtin:books-train\""))
+            Err(recipe.error_at(key, format!("`{text}` is a model, not a text"), "for example \"builtin:books-train\""))
         }
         Location::Builtin(builtin) => Ok(builtin.files.iter().map(|(_, bytes)| bytes.len() as u64).sum()),
     }

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::sink::list;
 use crate::checkpoint::nearest;
+use crate::config::backticked;
 use crate::error::{Error, Result};
 
 /// Name and text of each embedded recipe.
@@ -25,7 +25,7 @@ pub static EMBEDDED: &[(&str, &str)] = &[
 ];
 
 /// Larger files are no recipes.
-const MOST_BYTES: u64 = 256 * 1024;
+const MAX_BYTES: u64 = 256 * 1024;
 
 /// The text of the embedded recipe of that name.
 pub fn embedded(name: &str) -> Option<&'static str> {
@@ -55,7 +55,7 @@ fn read_file(path: &Path) -> Result<String> {
     if size.is_dir() {
         return Err(Error::file(path, "this is a folder, not a recipe", "name the .toml file inside it"));
     }
-    if size.len() > MOST_BYTES {
+    if size.len() > MAX_BYTES {
         let what = format!("this file has {} bytes, too many for a recipe", size.len());
         return Err(Error::file(path, what, "name a .toml file; `subquad recipes ls` lists examples"));
     }
@@ -72,8 +72,8 @@ fn not_found(path: &Path, argument: &str) -> Error {
     let beside = toml_files(path.parent().map(folder).as_deref());
     let near_file = nearest(argument, beside.iter().map(String::as_str));
     let hint = match near_file.or_else(|| nearest(bare, names.iter().copied())) {
-        Some(near) => format!("did you mean `{near}`? embedded: {}", list(&names)),
-        None => format!("embedded: {}; `subquad recipes cp NAME` writes one to edit", list(&names)),
+        Some(near) => format!("did you mean `{near}`? embedded: {}", backticked(&names)),
+        None => format!("embedded: {}; `subquad recipes cp NAME` writes one to edit", backticked(&names)),
     };
     Error::file(path, what, hint)
 }

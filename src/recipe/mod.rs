@@ -1,46 +1,37 @@
 //! The recipe: a TOML file that says all of a conversion.
 //!
-//! Text becomes a tree that knows its places (`syntax`), `--set` arguments change the tree (`set`), one function
-//! per table reads it (`fields`, `stages`), and every mistake is reported at once, with line and column. The same
-//! functions describe themselves as a JSON Schema ([`schema()`]).
+//! One function per table (`tables`, and those of [`crate::stage`]) says its keys to `config`, which reads all of them,
+//! reports every error at once, with line and column, and describes the same functions as a JSON Schema ([`schema()`]).
 
-mod amount;
 mod embedded;
-mod fields;
-mod kinds;
-mod node;
-mod render;
-mod schema;
-mod set;
-mod sink;
-mod stages;
-mod syntax;
-mod table;
+mod tables;
 mod types;
+mod values;
 
 use std::path::PathBuf;
 
+use serde_json::json;
+
+pub use crate::config::render;
 pub use embedded::{EMBEDDED, description, embedded};
-pub use render::render;
-pub use schema::schema;
-pub use stages::stage_kinds;
 pub use types::*;
 
+use crate::config::{self, Diagnostics, Span, Spanned};
 use crate::error::{Error, Result};
-use node::Node;
-use sink::Sink;
+
+/// A `--set` argument, for hints.
+const SET_EXAMPLE: &str = "stage.0.tokens=1M";
 
 impl Recipe {
     /// Reads `text`. `name` stands in messages; `base` is the folder of relative paths; `sets` are `KEY=VALUE`
-    /// overrides. All mistakes come in one [`Error::Recipe`].
+    /// overrides. All errors come in one [`Error::Recipe`].
     pub fn parse(name: &str, text: &str, base: Option<PathBuf>, sets: &[String]) -> Result<Recipe> {
-        let mut sink = Sink::default();
-        let root = tree(text, sets, &mut sink);
-        let body = table::read("", Some(&root), &mut sink, &fields::recipe);
-        let mistakes = sink.into_mistakes(text);
-        if !mistakes.is_empty() {
-            return Err(Error::Recipe { name: name.into(), text: text.into(), mistakes });
-        }
+        let mut diagnostics = Diagnostics::new(owners_of);
+        let root = config::parse(text, sets, SET_EXAMPLE, &mut diagnostics);
+        let body = root.map(|root| config::read(&root, &mut diagnostics, &tables::recipe));
+        let Some(body) = body.filter(|_| diagnostics.count() == 0) else {
+            return Err(Error::Recipe { name: name.into(), text: text.into(), diagnostics: diagnostics.into_vec() });
+        };
         Ok(Recipe {
             name: name.into(),
             text: text.into(),
@@ -63,29 +54,41 @@ impl Recipe {
 
     /// Tokens of a training window, if any stage reads the training text.
     pub fn trained_sequence(&self) -> Option<usize> {
-        let reads = |stage: &StageRecipe| matches!(stage, StageRecipe::Calibrate(_)) || stage.training().is_some();
-        self.stages.iter().any(reads).then_some(self.data.sequence)
+        self.stages.iter().any(|stage| stage.needs().training_text).then_some(self.data.sequence)
     }
 
-    /// A mistake that only shows beside other things (the model, the text), at the key with this dotted path:
-    /// `recipe.mistake("student.keep_softmax", "the teacher has 6 layers", "...")`.
-    pub fn mistake(&self, path: &str, what: impl Into<String>, hint: impl Into<String>) -> Error {
-        self.mistakes([(path.into(), what.into(), hint.into())])
+    /// An error that only shows beside other things (the model, the text), at the key with this dotted path:
+    /// `recipe.error_at("student.keep_softmax", "the teacher has 6 layers", "...")`.
+    pub fn error_at(&self, path: &str, what: impl Into<String>, hint: impl Into<String>) -> Error {
+        self.errors_at([(path.into(), what.into(), hint.into())])
     }
 
     /// Several of them, each with its path, what is wrong, and a hint.
-    pub fn mistakes(&self, found: impl IntoIterator<Item = (String, String, String)>) -> Error {
-        let root = tree(&self.text, &self.sets, &mut Sink::default());
-        let mut sink = Sink::default();
+    pub fn errors_at(&self, found: impl IntoIterator<Item = (String, String, String)>) -> Error {
+        let mut diagnostics = Diagnostics::new(owners_of);
+        let root = config::parse(&self.text, &self.sets, SET_EXAMPLE, &mut diagnostics);
+        let root = root.unwrap_or_else(|| Spanned::empty_table(Span::Nowhere));
         for (path, what, hint) in found {
-            sink.add(&root.place_of(&path), what, hint);
+            diagnostics.add(&root.span_of(&path), what, hint);
         }
-        Error::Recipe { name: self.name.clone(), text: self.text.clone(), mistakes: sink.into_mistakes(&self.text) }
+        Error::Recipe { name: self.name.clone(), text: self.text.clone(), diagnostics: diagnostics.into_vec() }
     }
 }
 
-fn tree(text: &str, sets: &[String], sink: &mut Sink) -> Node {
-    let mut root = syntax::parse(text, sink);
-    set::apply(&mut root, sets, sink);
-    root
+/// The JSON Schema of recipes, as `recipes/schema.json` holds it; editors use it by the `#:schema` line.
+pub fn schema() -> String {
+    let mut schema = json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": SCHEMA_TITLE,
+        "description": "What `subquad convert` does to a model. Generated by `subquad schema`; do not edit.",
+    });
+    config::extend(&mut schema, config::describe(&tables::recipe));
+    format!("{schema:#}\n")
+}
+
+/// By which a file is known as the schema of recipes.
+pub(crate) const SCHEMA_TITLE: &str = "subquad recipe";
+
+fn owners_of(key: &str) -> Vec<String> {
+    config::owners_of(&config::describe(&tables::recipe), key)
 }

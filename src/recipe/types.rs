@@ -6,10 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 pub use crate::mixer::{Combine, Window};
-use crate::model::Adapter;
-pub use crate::model::Target;
-pub use crate::stage::Match;
-pub use crate::train::{Batch, Optimizer, Schedule, ScheduleKind};
+pub use crate::stage::StageRecipe;
 
 /// All that one conversion needs to know.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -102,118 +99,6 @@ pub struct Data {
     pub sequence: usize,
 }
 
-/// One step of the conversion.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum StageRecipe {
-    Calibrate(Calibrate),
-    AttentionTransfer(AttentionTransfer),
-    Lora(Lora),
-    Merge,
-    Evaluate(Evaluate),
-}
-
-/// The mixers' free initial values are set from the teacher's activations; nothing is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Calibrate {
-    /// Of the training text that the teacher reads for it.
-    pub tokens: u64,
-    /// What the scale of every head is set for.
-    #[serde(rename = "match")]
-    pub rule: Match,
-}
-
-/// Every mixer learns the output of the attention that it replaces, on the teacher's own inputs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AttentionTransfer {
-    pub tokens: u64,
-    pub loss: TransferLoss,
-    #[serde(flatten)]
-    pub training: Training,
-}
-
-/// Weights of the losses of attention transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct TransferLoss {
-    /// Of the mean squared error of head outputs before the output projection.
-    pub output: f64,
-    /// Of the cross-entropy between attention weights; 0: not computed.
-    pub weights: f64,
-}
-
-/// Low-rank finetuning of the whole student on next-token labels.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Lora {
-    pub tokens: u64,
-    pub lora: LoraShape,
-    pub loss: LoraLoss,
-    /// Train the mixers' tensors as well.
-    pub train_mixer: bool,
-    /// Compute each layer's forward again in the backward pass rather than keep it.
-    pub recompute: bool,
-    #[serde(flatten)]
-    pub training: Training,
-}
-
-/// What the low-rank updates look like: `W + alpha / rank * B A`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LoraShape {
-    pub rank: usize,
-    pub alpha: f64,
-    #[serde(serialize_with = "words")]
-    pub on: Vec<Target>,
-    /// Folder of an adapter in PEFT's format to start from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
-}
-
-impl LoraShape {
-    /// What a stage of this shape trains.
-    pub fn adapter(&self) -> Adapter {
-        Adapter { rank: self.rank, alpha: self.alpha, targets: self.on.clone() }
-    }
-}
-
-fn words<S: serde::Serializer>(on: &[Target], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(on.iter().map(|target| target.word()))
-}
-
-/// Weights of the losses of a LoRA stage.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LoraLoss {
-    /// Of the cross-entropy of the next token.
-    pub labels: f64,
-}
-
-/// Perplexity of the student beside the teacher.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Evaluate {
-    /// File, folder, or `builtin:NAME`, that no stage trains on.
-    pub text: String,
-    /// Tokens to evaluate; `None`: the whole text.
-    pub tokens: Option<u64>,
-    /// Tokens of one window; `None`: as in training.
-    pub sequence: Option<usize>,
-    /// Whether `tokens` are windows from all over the text rather than its beginning.
-    pub spread: bool,
-}
-
-/// What every stage that trains has.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Training {
-    pub optimizer: Optimizer,
-    pub schedule: Schedule,
-    pub batch: Batch,
-    pub checkpoint: Checkpoint,
-}
-
-/// How often training state is saved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Checkpoint {
-    /// Steps.
-    pub every: u64,
-}
-
 /// How the converted model is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Export {
@@ -238,28 +123,6 @@ impl From<Dtype> for candle_core::DType {
             Dtype::F32 => candle_core::DType::F32,
             Dtype::Bf16 => candle_core::DType::BF16,
             Dtype::F16 => candle_core::DType::F16,
-        }
-    }
-}
-
-impl StageRecipe {
-    /// As the recipe writes it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            StageRecipe::Calibrate(_) => "calibrate",
-            StageRecipe::AttentionTransfer(_) => "attention-transfer",
-            StageRecipe::Lora(_) => "lora",
-            StageRecipe::Merge => "merge",
-            StageRecipe::Evaluate(_) => "evaluate",
-        }
-    }
-
-    /// Budget and training settings of a stage that trains.
-    pub fn training(&self) -> Option<(u64, &Training)> {
-        match self {
-            StageRecipe::AttentionTransfer(stage) => Some((stage.tokens, &stage.training)),
-            StageRecipe::Lora(stage) => Some((stage.tokens, &stage.training)),
-            StageRecipe::Calibrate(_) | StageRecipe::Merge | StageRecipe::Evaluate(_) => None,
         }
     }
 }

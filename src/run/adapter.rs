@@ -41,7 +41,7 @@ pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begu
         let hint =
             format!("as the adapter is: rank = {}, alpha = {}, on = [{}]", found.rank, found.alpha, words.join(", "));
         let what = format!("the adapter in `{from}` is of another shape than this stage's");
-        return Err(recipe.mistake(&format!("stage.{index}.lora.from"), what, hint));
+        return Err(recipe.error_at(&format!("stage.{index}.lora.from"), what, hint));
     }
     let mut hash = Sha256::new();
     for (name, tensor) in &tensors {
@@ -57,5 +57,5 @@ pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begu
 pub fn absent(recipe: &Recipe, index: usize) -> Error {
     let hint = "give a folder as PEFT or `subquad export --adapter` writes it; once this stage has saved a checkpoint, \
                 the folder may go";
-    recipe.mistake(&format!("stage.{index}.lora.from"), "there is no such folder", hint)
+    recipe.error_at(&format!("stage.{index}.lora.from"), "there is no such folder", hint)
 }

@@ -2,7 +2,7 @@
 
 use super::store::{REPORT, RESULT, STATE};
 use crate::checkpoint::partial;
-use crate::recipe::stage_kinds;
+use crate::stage::STAGES;
 use crate::{Error, Result};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -113,7 +113,9 @@ fn partials(folder: &Path, files: &[&str]) -> impl Iterator<Item = PathBuf> {
 /// `N-KIND`, as plans name the folders of stages.
 fn is_stage(name: &str) -> bool {
     name.split_once('-').is_some_and(|(number, kind)| {
-        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && stage_kinds().any(|known| known == kind)
+        !number.is_empty()
+            && number.bytes().all(|b| b.is_ascii_digit())
+            && STAGES.iter().any(|known| known.kind == kind)
     })
 }
 

@@ -99,11 +99,7 @@ impl<'a> Pipeline<'a> {
             teacher: &inputs.teacher,
             model: &self.model,
             student: &mut self.student,
-            data: TrainingData {
-                windows: &inputs.windows,
-                held_out: inputs.held_out.as_ref(),
-                seed: recipe.seed,
-            },
+            data: TrainingData { windows: &inputs.windows, held_out: inputs.held_out.as_ref(), seed: recipe.seed },
             text,
             store: &mut store,
             progress,

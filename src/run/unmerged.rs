@@ -2,8 +2,8 @@
 
 use super::ledger::{Ledger, Note};
 use super::ours::{LEDGER, MODEL, PLAN, RECIPE};
-use super::results::are_whole;
 use super::report::read as read_report;
+use super::results::are_whole;
 use super::store::{RESULT, load_student};
 use super::teacher::has_teacher;
 use crate::arch::Spec;

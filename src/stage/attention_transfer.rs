@@ -2,15 +2,17 @@
 //! it replaces, on the teacher's own inputs. One forward pass of the teacher serves all layers; no gradient crosses a
 //! layer, and nothing of a layer outlives it.
 
-use super::api::{CheckContext, Measured, Needs, Refusal, Registration, RunContext, Stage, StageRecipe, Work, WorkContext};
+use super::api::{
+    CheckContext, Measured, Needs, Refusal, Registration, RunContext, Stage, StageRecipe, Work, WorkContext,
+};
 use super::cost::{Cost, F32, PROGRAM, Sizes};
 use super::training::{Training, budget, refuse_less_than_a_step};
 use crate::config::{Number, Table};
 use crate::mixer::NO_WEIGHTS;
-use crate::{Error, Result};
 use crate::model::{Flow, Model, Student, View};
 use crate::ops::{Tape, elementwise};
 use crate::train::{Gradients, Group, Objective};
+use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::Value;
@@ -104,8 +106,7 @@ impl Stage for AttentionTransfer {
     }
 
     fn run(&self, c: &mut RunContext) -> Result<Measured> {
-        let objective =
-            TransferObjective { model: c.model, output: self.loss.output, weights: self.loss.weights };
+        let objective = TransferObjective { model: c.model, output: self.loss.output, weights: self.loss.weights };
         let groups = TransferObjective::trained(c.student, self.training.optimizer.weight_decay);
         self.training.run(c, &objective, groups)?;
         Ok(Measured::Nothing)

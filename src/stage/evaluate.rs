@@ -111,8 +111,5 @@ fn cost(s: &Sizes, windowed: bool, batch_tokens: usize) -> Cost {
     let layer = 4.0 * s.width + (3.0 * s.ffn).max(4.0 * s.queries + 2.0 * s.features);
     let mixers = s.replaced * s.mixer_parameters;
     let held = s.parameters + mixers + batch_tokens as f64 * (passes * s.width + layer) + s.slices(2.0);
-    Cost {
-        per_token: passes * frozen + s.layers * s.softmax + (passes - 1.0) * mixed,
-        memory: PROGRAM + F32 * held,
-    }
+    Cost { per_token: passes * frozen + s.layers * s.softmax + (passes - 1.0) * mixed, memory: PROGRAM + F32 * held }
 }

@@ -15,11 +15,8 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-pub(super) const REGISTRATION: Registration = Registration {
-    kind: "lora",
-    about: "low-rank finetuning of the whole student on next-token labels",
-    read,
-};
+pub(super) const REGISTRATION: Registration =
+    Registration { kind: "lora", about: "low-rank finetuning of the whole student on next-token labels", read };
 
 /// Low-rank finetuning of the whole student on next-token labels.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -218,7 +215,12 @@ pub struct LoraObjective<'a> {
 
 impl<'a> LoraObjective<'a> {
     pub fn new(model: &'a Model, labels: f64, recompute: bool, groups: &[Group]) -> Self {
-        LoraObjective { model, labels, recompute, trained: groups.iter().flat_map(|g| g.names.iter().cloned()).collect() }
+        LoraObjective {
+            model,
+            labels,
+            recompute,
+            trained: groups.iter().flat_map(|g| g.names.iter().cloned()).collect(),
+        }
     }
 
     /// The adapter's tensors, and with `train_mixer` the mixers'.

@@ -86,15 +86,15 @@ pub(super) fn settings(recipe: &Recipe) -> Result<Value> {
     Ok(all)
 }
 
-/// An error on one line, with every mistake of a recipe.
+/// An error on one line, with every error of a recipe.
 pub(super) fn reason(error: &Error) -> String {
-    // Before a mistake in the student stands the override that the combination is, and nobody has typed.
+    // Before an error in the student stands the override that the combination is, and nobody has typed.
     let bare = |what: &str| match what.split_once("`: ") {
         Some((place, rest)) if place.starts_with("`--set student=") => rest.to_string(),
         _ => what.to_string(),
     };
     match error {
-        Error::Recipe { mistakes, .. } => mistakes.iter().map(|m| bare(&m.what)).collect::<Vec<_>>().join("; "),
+        Error::Recipe { diagnostics, .. } => diagnostics.iter().map(|d| bare(&d.what)).collect::<Vec<_>>().join("; "),
         error => error.to_string(),
     }
 }

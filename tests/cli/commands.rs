@@ -135,11 +135,44 @@ fn mixers_and_recipes() {
     assert_eq!(shown.stdout, include_bytes!("../../recipes/smoke.toml"));
     t.run("a copy to edit", &["recipes", "cp", "smoke", "mine.toml"]);
     assert_eq!(std::fs::read(t.path("mine.toml")).unwrap(), shown.stdout);
+    assert_eq!(schema_beside(&t, "mine.toml"), "schema.json");
     t.run("it is a recipe", &["check", "mine.toml"]);
     t.refused("never over a file", &["recipes", "cp", "smoke", "mine.toml"]);
     t.refused("an unknown recipe", &["recipes", "show", "smoek"]);
     t.refused("no place to write", &["recipes", "cp", "smoke", "missing/mine.toml"]);
     t.compare("mixers_and_recipes");
+}
+
+/// The name in a recipe's `#:schema` line; the file is there and is the schema.
+fn schema_beside(t: &Transcript, recipe: &str) -> String {
+    let text = std::fs::read_to_string(t.path(recipe)).unwrap();
+    let name = text.lines().next().unwrap().strip_prefix("#:schema ./").unwrap();
+    assert_eq!(std::fs::read_to_string(t.path(name)).unwrap(), subquad::recipe::schema(), "{name} beside {recipe}");
+    name.to_string()
+}
+
+#[test]
+fn a_copied_recipe_has_its_schema_and_no_other_file_is_lost() {
+    let t = Transcript::new();
+    let copy = |to: &str| subquad(&t.path(""), &["recipes", "cp", "smoke", to]).output().unwrap().status.success();
+    // That of an older version is replaced.
+    t.write("schema.json", r#"{"title": "subquad recipe"}"#);
+    assert!(copy("one.toml"));
+    assert_eq!(schema_beside(&t, "one.toml"), "schema.json");
+    for foreign in [r#"{"title": "something else"}"#, "not JSON"] {
+        t.write("schema.json", foreign);
+        let _ = std::fs::remove_file(t.path("two.toml"));
+        assert!(copy("two.toml"));
+        assert_eq!(schema_beside(&t, "two.toml"), "subquad.schema.json");
+        assert_eq!(std::fs::read_to_string(t.path("schema.json")).unwrap(), foreign);
+    }
+    t.write("subquad.schema.json", "not JSON");
+    assert!(!copy("three.toml") && !t.path("three.toml").exists());
+    // A recipe may itself have the schema's name.
+    std::fs::remove_file(t.path("schema.json")).unwrap();
+    std::fs::remove_file(t.path("subquad.schema.json")).unwrap();
+    assert!(copy("schema.json"));
+    assert_eq!(schema_beside(&t, "schema.json"), "subquad.schema.json");
 }
 
 #[test]

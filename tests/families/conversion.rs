@@ -8,7 +8,7 @@ use subquad::export::{ExportOptions, export};
 use subquad::mixer::{Combine, Window};
 use subquad::model::{Adapter, Conversion, Student};
 use subquad::progress::Silent;
-use subquad::stage::{TransferObjective, LoraObjective, Match, calibrate};
+use subquad::stage::{LoraObjective, Match, TransferObjective, calibrate};
 use subquad::train::{Objective, end_to_end, loss_only};
 
 const WINDOW: usize = 8;

@@ -6,7 +6,7 @@ mod rendering;
 mod schema;
 
 use serde_json::Value;
-use subquad::error::{Error, Mistake};
+use subquad::error::{Diagnostic, Error};
 use subquad::recipe::{EMBEDDED, KeepSoftmax, Recipe, ScheduleKind, StageRecipe, Target, description, render};
 
 /// An expectation that names every mixer: the list is the registry's.
@@ -47,13 +47,23 @@ fn valid(text: &str, sets: &[&str]) -> Recipe {
     parse(text, sets).unwrap_or_else(|error| panic!("{}", render(&error, false)))
 }
 
-/// All mistakes, as "line:column+length what | hint".
-fn mistakes(text: &str, sets: &[&str]) -> Vec<String> {
-    let shown = |m: Mistake| {
-        format!("{}:{}+{} {} | {}", m.line, m.column, m.length, m.what, m.hint.unwrap_or_else(|| "-".into()))
+/// Line, column, and length within the line, in characters; zeros for an error without a place.
+fn position(text: &str, found: &Diagnostic) -> (usize, usize, usize) {
+    let Some(span) = &found.span else { return (0, 0, 0) };
+    let before = &text[..span.start];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    (line, column, text[span.clone()].lines().next().unwrap_or("").chars().count())
+}
+
+/// All errors, as "line:column+length what | hint".
+fn errors(text: &str, sets: &[&str]) -> Vec<String> {
+    let shown = |found: Diagnostic| {
+        let (line, column, length) = position(text, &found);
+        format!("{line}:{column}+{length} {} | {}", found.what, found.hint.as_deref().unwrap_or("-"))
     };
     match parse(text, sets) {
-        Err(Error::Recipe { mistakes, .. }) => mistakes.into_iter().map(shown).collect(),
+        Err(Error::Recipe { diagnostics, .. }) => diagnostics.into_iter().map(shown).collect(),
         Err(other) => panic!("{other:?}"),
         Ok(_) => Vec::new(),
     }
@@ -66,9 +76,9 @@ fn a_whole_recipe_is_read_with_its_defaults() {
     assert_eq!(recipe.student.window.map(|window| window.size), Some(64));
     assert_eq!(recipe.student.keep_softmax, KeepSoftmax::Layers(vec![0, 5]));
     assert_eq!((recipe.export.shard, recipe.export.dtype), (5_000_000_000, None));
-    let kinds: Vec<&str> = recipe.stages.iter().map(StageRecipe::kind).collect();
+    let kinds: Vec<&str> = recipe.stages.iter().map(|stage| stage.kind()).collect();
     assert_eq!(kinds, ["attention-transfer", "lora", "merge", "evaluate"]);
-    let StageRecipe::AttentionTransfer(transfer) = &recipe.stages[0] else { panic!() };
+    let transfer: &AttentionTransfer = recipe.stages[0].downcast_ref().unwrap();
     assert_eq!((transfer.tokens, transfer.loss.output, transfer.loss.weights), (600_000, 1000.0, 0.0));
     let plateau = ScheduleKind::Plateau { factor: 0.1, patience: 10, min_lr: 1e-5, every: 100 };
     assert_eq!((transfer.training.schedule.kind, transfer.training.schedule.warmup), (plateau, 0));
@@ -76,12 +86,12 @@ fn a_whole_recipe_is_read_with_its_defaults() {
     assert_eq!((optimizer.lr, optimizer.betas, optimizer.eps), (1e-2, [0.9, 0.999], 1e-8));
     assert_eq!((optimizer.weight_decay, optimizer.clip), (0.0, None));
     assert_eq!(transfer.training.batch.step_tokens(512), 8 * 512);
-    let StageRecipe::Lora(lora) = &recipe.stages[1] else { panic!() };
+    let lora: &Lora = recipe.stages[1].downcast_ref().unwrap();
     assert_eq!((lora.tokens, lora.training.optimizer.lr), (300_000, 1e-4));
     assert_eq!((lora.lora.rank, lora.lora.alpha), (8, 16.0));
     assert_eq!(lora.lora.on, [Target::Q, Target::K, Target::V, Target::O]);
     assert!(!lora.train_mixer && !lora.recompute);
-    let StageRecipe::Evaluate(evaluate) = &recipe.stages[3] else { panic!() };
+    let evaluate: &Evaluate = recipe.stages[3].downcast_ref().unwrap();
     assert_eq!((evaluate.tokens, evaluate.sequence), (None, None));
 }
 
@@ -138,7 +148,7 @@ fn sets_override_the_text_and_are_checked_like_it() {
         "data=3",
     ];
     assert_eq!(
-        mistakes(VALID, &wrong),
+        errors(VALID, &wrong),
         [
             "0:0+0 `--set stage.9.tokens=1M`: there is no `stage.9` | `stage` has 4 items, numbers 0 to 3",
             "0:0+0 `--set seed`: KEY=VALUE is expected | for example `--set stage.0.tokens=1M`",
@@ -155,16 +165,14 @@ fn sets_override_the_text_and_are_checked_like_it() {
 }
 
 #[test]
-fn later_mistakes_find_their_place() {
-    let place = |sets: &[&str], path: &str| match valid(VALID, sets).mistake(path, "what", "hint") {
-        Error::Recipe { mistakes, .. } => {
-            (mistakes[0].line, mistakes[0].column, mistakes[0].length, mistakes[0].what.clone())
-        }
+fn later_errors_find_their_place() {
+    let place = |sets: &[&str], path: &str| match valid(VALID, sets).error_at(path, "what", "hint") {
+        Error::Recipe { diagnostics, .. } => (position(VALID, &diagnostics[0]), diagnostics[0].what.clone()),
         other => panic!("{other:?}"),
     };
-    assert_eq!(place(&[], "student.keep_softmax.1"), (7, 20, 1, "what".into()));
-    assert_eq!(place(&[], "stage.1.lora.rank"), (14, 1, 9, "what".into()));
-    assert_eq!(place(&["data.sequence=128"], "data.sequence"), (0, 0, 0, "`--set data.sequence=128`: what".into()));
+    assert_eq!(place(&[], "student.keep_softmax.1"), ((7, 20, 1), "what".into()));
+    assert_eq!(place(&[], "stage.1.lora.rank"), ((14, 1, 9), "what".into()));
+    assert_eq!(place(&["data.sequence=128"], "data.sequence"), ((0, 0, 0), "`--set data.sequence=128`: what".into()));
 }
 
 #[test]

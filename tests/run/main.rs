@@ -244,8 +244,8 @@ fn lora_went_on_from(listener: &Listener) -> Option<u64> {
 fn refused(folder: &Path, sets: &[&str], fresh: bool) {
     let error = try_run(folder, sets, fresh, &mut Listener::default()).unwrap_err();
     assert_eq!(error.exit_code(), 1);
-    let Error::Recipe { mistakes, .. } = error else { panic!("{error}") };
-    assert!(mistakes[0].what.contains("lora.from") && mistakes[0].what.contains("there is no such folder"));
+    let Error::Recipe { diagnostics, .. } = error else { panic!("{error}") };
+    assert!(diagnostics[0].what.contains("lora.from") && diagnostics[0].what.contains("there is no such folder"));
 }
 
 /// A step is 128 tokens, and every fourth is saved.

@@ -1,55 +1,56 @@
-//! Kinds of values: how each is read from the tree, what is wrong with it, and what it is in the JSON Schema.
+//! Types of values: how each is read from the tree, what is wrong with it, and what it is in the JSON Schema.
+
+use std::fmt::Display;
 
 use serde_json::{Value as Json, json};
 
-use super::node::{Node, Value};
-use super::sink::{Sink, shortened, suggestion};
-use crate::mixer::{OptionKind, OptionSpec};
+use super::diagnostics::{Diagnostics, shortened, suggestion};
+use super::spanned::{Spanned, Value};
 
-/// What a key holds. `read` reports every mistake to the sink and then gives `None`.
-pub(super) trait Kind {
+/// What a key holds. `read` reports every error to `diagnostics` and then gives `None`.
+pub trait ValueType {
     type Out;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<Self::Out>;
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<Self::Out>;
 
     /// JSON Schema without description and default.
     fn schema(&self) -> Json;
 
-    /// A value (the default) as the recipe would write it.
+    /// A value (the default) as the file would write it.
     fn show(&self, value: &Self::Out) -> Json;
 }
 
-/// Says that `node` is not an `expected`. A string in place of a number may only have quotes too many.
-fn wrong_type(path: &str, node: &Node, sink: &mut Sink, expected: &str, example: &str) {
-    let hint = match &node.value {
+/// Says that `given` is not an `expected`. A string in place of a number may only have quotes too many.
+fn wrong_type(path: &str, given: &Spanned, diagnostics: &mut Diagnostics, expected: &str, example: &str) {
+    let hint = match &given.value {
         Value::String(text) if text.trim().parse::<f64>().is_ok() || text == "true" || text == "false" => {
             format!("write it without quotes: {}", shortened(text))
         }
         _ => format!("for example {example}"),
     };
-    sink.add(&node.place, format!("`{path}` must be {expected}, not {}", node.value.type_name()), hint);
+    diagnostics.add(&given.span, format!("`{path}` must be {expected}, not {}", given.value.type_name()), hint);
 }
 
 /// Text that is not empty.
-pub(super) struct Text {
+pub struct Text {
     pub example: &'static str,
 }
 
-impl Kind for Text {
+impl ValueType for Text {
     type Out = String;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<String> {
-        let text = match (&node.value, &node.raw) {
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<String> {
+        let text = match (&given.value, &given.raw) {
             (Value::String(text), _) => text,
             // `--set data.source=1984` names a file; only text in quotes or a list was meant as something else.
             (Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime, Some(raw)) => raw,
             _ => {
-                wrong_type(path, node, sink, "a string", &format!("\"{}\"", self.example));
+                wrong_type(path, given, diagnostics, "a string", &format!("\"{}\"", self.example));
                 return None;
             }
         };
         if text.trim().is_empty() {
-            sink.add(&node.place, format!("`{path}` is empty"), format!("for example \"{}\"", self.example));
+            diagnostics.add(&given.span, format!("`{path}` is empty"), format!("for example \"{}\"", self.example));
             return None;
         }
         Some(text.clone())
@@ -64,35 +65,33 @@ impl Kind for Text {
     }
 }
 
-/// A whole number in the inclusive range.
-pub(super) struct Integer {
-    pub min: u64,
-    pub max: u64,
+/// A whole number in the inclusive range, of the type of the field that it is for.
+pub struct Integer<N> {
+    pub min: N,
+    pub max: N,
 }
 
-impl Kind for Integer {
-    type Out = u64;
+impl<N: Copy + PartialOrd + Display + TryFrom<i128> + Into<Json>> ValueType for Integer<N> {
+    type Out = N;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<u64> {
-        let Value::Integer(number) = node.value else {
-            wrong_type(path, node, sink, "a whole number", &self.min.to_string());
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<N> {
+        let Value::Integer(number) = given.value else {
+            wrong_type(path, given, diagnostics, "a whole number", &self.min.to_string());
             return None;
         };
-        match u64::try_from(number) {
-            Ok(number) if (self.min..=self.max).contains(&number) => Some(number),
-            _ => {
-                let hint = format!("from {} to {}", self.min, self.max);
-                sink.add(&node.place, format!("`{path}` cannot be {}", shortened(&spell(number))), hint);
-                None
-            }
+        let within = N::try_from(number).ok().filter(|number| (self.min..=self.max).contains(number));
+        if within.is_none() {
+            let hint = format!("from {} to {}", self.min, self.max);
+            diagnostics.add(&given.span, format!("`{path}` cannot be {}", shortened(&spell(number))), hint);
         }
+        within
     }
 
     fn schema(&self) -> Json {
-        json!({ "type": "integer", "minimum": self.min, "maximum": self.max })
+        json!({ "type": "integer", "minimum": self.min.into(), "maximum": self.max.into() })
     }
 
-    fn show(&self, value: &u64) -> Json {
+    fn show(&self, value: &N) -> Json {
         (*value).into()
     }
 }
@@ -105,7 +104,7 @@ fn spell(number: i128) -> String {
 }
 
 /// A number in a range; whole numbers count as numbers.
-pub(super) struct Number {
+pub struct Number {
     min: f64,
     max: f64,
     min_open: bool,
@@ -146,22 +145,22 @@ impl Number {
     }
 }
 
-impl Kind for Number {
+impl ValueType for Number {
     type Out = f64;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<f64> {
-        let number = match node.value {
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<f64> {
+        let number = match given.value {
             Value::Integer(number) => number as f64,
             Value::Float(number) => number,
             _ => {
-                wrong_type(path, node, sink, "a number", &self.max.min(1.0).to_string());
+                wrong_type(path, given, diagnostics, "a number", &self.max.min(1.0).to_string());
                 return None;
             }
         };
         if self.holds(number) {
             return Some(number);
         }
-        sink.add(&node.place, format!("`{path}` cannot be {number:?}"), self.range());
+        diagnostics.add(&given.span, format!("`{path}` cannot be {number:?}"), self.range());
         None
     }
 
@@ -177,16 +176,16 @@ impl Kind for Number {
 }
 
 /// `true` or `false`.
-pub(super) struct Flag;
+pub struct Flag;
 
-impl Kind for Flag {
+impl ValueType for Flag {
     type Out = bool;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<bool> {
-        match node.value {
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<bool> {
+        match given.value {
             Value::Boolean(flag) => Some(flag),
             _ => {
-                wrong_type(path, node, sink, "true or false", "true");
+                wrong_type(path, given, diagnostics, "true or false", "true");
                 None
             }
         }
@@ -202,21 +201,21 @@ impl Kind for Flag {
 }
 
 /// One of some words, each with the value it stands for.
-pub(super) struct Choice<T>(pub Vec<(&'static str, T)>);
+pub struct Choice<T>(pub Vec<(&'static str, T)>);
 
-impl<T: Copy + PartialEq> Kind for Choice<T> {
+impl<T: Copy + PartialEq> ValueType for Choice<T> {
     type Out = T;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<T> {
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<T> {
         let words: Vec<&str> = self.0.iter().map(|(word, _)| *word).collect();
-        let Value::String(word) = &node.value else {
-            wrong_type(path, node, sink, "a string", &format!("\"{}\"", words[0]));
+        let Value::String(word) = &given.value else {
+            wrong_type(path, given, diagnostics, "a string", &format!("\"{}\"", words[0]));
             return None;
         };
         let found = self.0.iter().find(|(known, _)| known == word).map(|(_, value)| *value);
         if found.is_none() {
             let what = format!("`{path}` cannot be `{}`", shortened(word));
-            sink.add(&node.place, what, suggestion(word, &words, "one of"));
+            diagnostics.add(&given.span, what, suggestion(word, &words, "one of"));
         }
         found
     }
@@ -231,26 +230,26 @@ impl<T: Copy + PartialEq> Kind for Choice<T> {
 }
 
 /// A list of at least `min` and at most `max` items; `distinct`: none twice.
-pub(super) struct List<K> {
-    pub item: K,
+pub struct List<V> {
+    pub item: V,
     pub min: usize,
     pub max: usize,
     pub distinct: bool,
     pub example: &'static str,
 }
 
-impl<K: Kind> Kind for List<K>
+impl<V: ValueType> ValueType for List<V>
 where
-    K::Out: PartialEq,
+    V::Out: PartialEq,
 {
-    type Out = Vec<K::Out>;
+    type Out = Vec<V::Out>;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<Self::Out> {
-        let Value::Array(items) = &node.value else {
-            wrong_type(path, node, sink, "a list", self.example);
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<Self::Out> {
+        let Value::Array(items) = &given.value else {
+            wrong_type(path, given, diagnostics, "a list", self.example);
             return None;
         };
-        let before = sink.count();
+        let before = diagnostics.count();
         if !(self.min..=self.max).contains(&items.len()) {
             let count = items.len();
             let allowed = match (self.min, self.max) {
@@ -259,19 +258,19 @@ where
                 (_, max) => format!("at most {max}"),
             };
             let what = format!("`{path}` has {count} {}", if count == 1 { "item" } else { "items" });
-            sink.add(&node.place, what, format!("{allowed}, for example {}", self.example));
+            diagnostics.add(&given.span, what, format!("{allowed}, for example {}", self.example));
         }
-        let mut values: Vec<K::Out> = Vec::new();
+        let mut values: Vec<V::Out> = Vec::new();
         for (index, item) in items.iter().enumerate() {
-            let Some(value) = self.item.read(&format!("{path}.{index}"), item, sink) else { continue };
+            let Some(value) = self.item.read(&format!("{path}.{index}"), item, diagnostics) else { continue };
             if self.distinct && values.contains(&value) {
                 let shown = self.item.show(&value);
-                sink.add(&item.place, format!("`{path}` names {shown} twice"), "remove one".to_string());
+                diagnostics.add(&item.span, format!("`{path}` names {shown} twice"), "remove one".to_string());
             } else {
                 values.push(value);
             }
         }
-        (sink.count() == before).then_some(values)
+        (diagnostics.count() == before).then_some(values)
     }
 
     fn schema(&self) -> Json {
@@ -286,49 +285,5 @@ where
 
     fn show(&self, value: &Self::Out) -> Json {
         value.iter().map(|item| self.item.show(item)).collect()
-    }
-}
-
-/// An option of a mixer, by the mixer's own table.
-pub(super) struct MixerOption(pub &'static OptionSpec);
-
-impl Kind for MixerOption {
-    type Out = Json;
-
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<Json> {
-        let value = json_of(node);
-        let Some(mistake) = self.0.mistake(&value) else { return Some(value) };
-        // The mixer's sentence begins with the bare name; here the whole path stands for it.
-        let bare = format!("`{}`", self.0.name);
-        let what = mistake.replacen(&bare, &format!("`{path}`"), 1);
-        sink.add(&node.place, what, self.0.help.to_string());
-        None
-    }
-
-    fn schema(&self) -> Json {
-        match self.0.kind {
-            OptionKind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-            OptionKind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),
-            OptionKind::Choice(words) => json!({ "enum": words }),
-            OptionKind::Flag => json!({ "type": "boolean" }),
-        }
-    }
-
-    fn show(&self, value: &Json) -> Json {
-        value.clone()
-    }
-}
-
-fn json_of(node: &Node) -> Json {
-    match &node.value {
-        Value::String(text) => text.clone().into(),
-        Value::Integer(number) => i64::try_from(*number).map_or(Json::Null, Json::from),
-        Value::Float(number) => (*number).into(),
-        Value::Boolean(flag) => (*flag).into(),
-        Value::Datetime => Json::Null,
-        Value::Array(items) => items.iter().map(json_of).collect(),
-        Value::Table(entries) => {
-            Json::Object(entries.iter().map(|entry| (entry.key.clone(), json_of(&entry.node))).collect())
-        }
     }
 }

@@ -1,43 +1,19 @@
-//! Amounts with a unit: token budgets (`"6M"`) and sizes in bytes (`"5GB"`).
+//! Amounts with a unit: `"6M"`, `"5GB"`.
 
 use serde_json::{Value as Json, json};
 
-use super::kinds::Kind;
-use super::node::{Node, Value};
-use super::sink::{Sink, shortened};
+use super::diagnostics::{Diagnostics, shortened};
+use super::spanned::{Spanned, Value};
+use super::value_type::ValueType;
 
 /// What is counted, and by which units.
-pub(super) struct Amount {
-    noun: &'static str,
-    units: &'static [(&'static str, u64)],
-    example: &'static str,
-    max: (u64, &'static str),
+pub struct Amount {
+    pub noun: &'static str,
+    pub units: &'static [(&'static str, u64)],
+    pub example: &'static str,
+    /// The largest amount, and how it is written.
+    pub max: (u64, &'static str),
 }
-
-/// Tokens, at most ten million million.
-pub(super) const TOKENS: Amount = Amount {
-    noun: "tokens",
-    units: &[("K", 1_000), ("M", 1_000_000), ("B", 1_000_000_000), ("T", 1_000_000_000_000)],
-    example: "6M",
-    max: (10_000_000_000_000, "10T"),
-};
-
-/// Bytes; GB as the Hub counts them, GiB in powers of two.
-pub(super) const BYTES: Amount = Amount {
-    noun: "bytes",
-    units: &[
-        ("KB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-    ],
-    example: "5GB",
-    max: (1_000_000_000_000_000, "1000TB"),
-};
 
 enum Refused {
     Unreadable(Option<String>),
@@ -98,17 +74,17 @@ impl Amount {
     }
 }
 
-impl Kind for Amount {
+impl ValueType for Amount {
     type Out = u64;
 
-    fn read(&self, path: &str, node: &Node, sink: &mut Sink) -> Option<u64> {
-        let (result, written) = match &node.value {
+    fn read(&self, path: &str, given: &Spanned, diagnostics: &mut Diagnostics) -> Option<u64> {
+        let (result, written) = match &given.value {
             Value::String(text) => (self.parse(text.trim()), format!("\"{}\"", shortened(text))),
             Value::Integer(number) if *number < 0 => (Err(Refused::Negative), number.to_string()),
             Value::Integer(number) => (self.within(*number as u128), number.to_string()),
             other => {
                 let what = format!("`{path}` must be {}, not {}", self.usage(), other.type_name());
-                sink.add(&node.place, what, format!("for example \"{}\"", self.example));
+                diagnostics.add(&given.span, what, format!("for example \"{}\"", self.example));
                 return None;
             }
         };
@@ -130,17 +106,18 @@ impl Kind for Amount {
                 (format!("`{path}` is not a whole number of {noun}"), format!("for example \"{}\"", self.example))
             }
         };
-        sink.add(&node.place, what, hint);
+        diagnostics.add(&given.span, what, hint);
         None
     }
 
     fn schema(&self) -> Json {
         let units: Vec<&str> = self.units.iter().map(|(unit, _)| *unit).collect();
         let pattern = format!("^[0-9]+(\\.[0-9]+)?({})?$", units.join("|"));
-        json!({ "anyOf": [
-            { "type": "integer", "minimum": 1, "maximum": self.max.0 },
-            { "type": "string", "pattern": pattern },
-        ], "examples": [self.example] })
+        // Each constraint is about values of its own type.
+        json!({
+            "type": ["integer", "string"], "minimum": 1, "maximum": self.max.0, "pattern": pattern,
+            "examples": [self.example],
+        })
     }
 
     fn show(&self, value: &u64) -> Json {
