@@ -170,10 +170,11 @@ fn search(schema: &Json, key: &str, path: &str, owners: &mut Vec<String>) {
     } else if schema["properties"].get(key).is_some() {
         add(owners, table_name(path, None));
     }
-    let rules = forms.iter().map(|form| &form["then"]);
-    for (name, property) in
-        rules.chain([schema]).filter_map(|table| table["properties"].as_object()).flat_map(Map::iter)
-    {
+    // What differs between forms stands in their rules, and here in outline only.
+    let rules: Vec<&Json> = forms.iter().map(|form| &form["then"]["properties"]).collect();
+    let whole = |name: &str| rules.is_empty() || rules.iter().any(|rule| rule[name] == true);
+    let common = schema["properties"].as_object().into_iter().flatten().filter(|(name, _)| whole(name));
+    for (name, property) in rules.iter().filter_map(|rule| rule.as_object()).flatten().chain(common) {
         let inner = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         search(property, key, &inner, owners);
     }
