@@ -9,10 +9,7 @@ use super::types::{Combine, Data, Dtype, Export, KeepSoftmax, StageRecipe, Stude
 use super::values::{BYTES, KeepLayers, MixerOption};
 use crate::config::{Choice, Form, Integer, Table, Text};
 use crate::mixer::{MIXERS, Registration};
-use crate::stage::api::MAX_TOKENS_AT_ONCE;
-
-/// The longest window that we plan for.
-pub(super) const MAX_SEQUENCE: usize = 1 << 24;
+use crate::stage::api::MAX_SEQUENCE;
 
 /// What the text of a recipe says.
 pub(super) struct Body {

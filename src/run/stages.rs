@@ -120,7 +120,7 @@ impl<'a> Pipeline<'a> {
     /// saved.
     fn start(&mut self, index: usize, key: &mut String, folder: &mut RunFolder) -> Result<Option<Error>> {
         let name = &self.plan.stages[index].folder;
-        if !self.recipe.stages[index].needs().adapter.is_some_and(|shape| shape.from.is_some()) {
+        if self.recipe.stages[index].needs().adapter.is_none_or(|shape| shape.from.is_none()) {
             return Ok(None);
         }
         if let Some(start) = self.inputs.starts.get(&index) {

@@ -25,7 +25,7 @@ pub(crate) const TOKENS: Amount = Amount {
 };
 
 /// The longest window that is planned for.
-pub(crate) const MAX_TOKENS_AT_ONCE: usize = 1 << 24;
+pub(crate) const MAX_SEQUENCE: usize = 1 << 24;
 
 /// One step of a conversion, as a recipe describes it: one file of this module and one line in [`STAGES`].
 pub trait Stage: Any + Debug + Send + Sync {

@@ -1,8 +1,7 @@
 //! Evaluation: perplexity of the student beside its teacher and its controls.
 
 use super::api::{
-    MAX_TOKENS_AT_ONCE, Measured, Needs, Registration, RunContext, Stage, StageRecipe, TOKENS, TextNeed, Work,
-    WorkContext,
+    MAX_SEQUENCE, Measured, Needs, Registration, RunContext, Stage, StageRecipe, TOKENS, TextNeed, Work, WorkContext,
 };
 use super::cost::{Cost, F32, PROGRAM, Sizes};
 use crate::config::{Flag, Integer, Table, Text};
@@ -45,7 +44,7 @@ fn read(t: &mut Table, training_sequence: Option<usize>) -> StageRecipe {
     );
     let sequence = t.maybe(
         "sequence",
-        Integer { min: 2, max: MAX_TOKENS_AT_ONCE },
+        Integer { min: 2, max: MAX_SEQUENCE },
         "Tokens of one window; each predicts all but its first token. Absent: as in training.",
     );
     let spread = t.optional(

@@ -16,7 +16,7 @@ pub use api::{CheckContext, Measured, Needs, Registration, RunContext, Stage, St
 pub use attention_transfer::{AttentionTransfer, TransferObjective};
 pub use calibrate::{Calibrate, LayerCalibration, Match, calibrate};
 pub use cost::Cost;
-pub(crate) use cost::{Sizes, twice};
+pub(crate) use cost::twice;
 pub use evaluate::Evaluate;
 pub use lora::{Lora, LoraObjective, LoraShape};
 pub use merge::Merge;

@@ -7,7 +7,10 @@ mod schema;
 
 use serde_json::Value;
 use subquad::error::{Diagnostic, Error};
-use subquad::recipe::{EMBEDDED, KeepSoftmax, Recipe, ScheduleKind, StageRecipe, Target, description, render};
+use subquad::model::Target;
+use subquad::recipe::{EMBEDDED, KeepSoftmax, Recipe, description, render};
+use subquad::stage::{AttentionTransfer, Evaluate, Lora};
+use subquad::train::ScheduleKind;
 
 /// An expectation that names every mixer: the list is the registry's.
 fn with_mixers(text: &str) -> String {
@@ -95,12 +98,17 @@ fn a_whole_recipe_is_read_with_its_defaults() {
     assert_eq!((evaluate.tokens, evaluate.sequence), (None, None));
 }
 
+/// The first stage of a recipe that begins with attention transfer.
+fn transfer(recipe: &Recipe) -> &AttentionTransfer {
+    recipe.stages[0].downcast_ref().unwrap()
+}
+
 #[test]
 fn amounts_forms_and_options_are_read() {
     for (written, tokens) in [("\"6M\"", 6_000_000), ("\"250K\"", 250_000), ("\"1.5B\"", 1_500_000_000), ("5000", 5000)]
     {
         let recipe = valid(&VALID.replace("\"600K\"", written), &[]);
-        assert_eq!(recipe.stages[0].training().map(|(tokens, _)| tokens), Some(tokens), "{written}");
+        assert_eq!(transfer(&recipe).tokens, tokens, "{written}");
     }
     for (written, bytes) in [("\"2GiB\"", 2u64 << 30), ("\"1.5GB\"", 1_500_000_000), ("\"700KB\"", 700_000), ("9", 9)] {
         let recipe = valid(&format!("{VALID}[export]\nshard = {written}\ndtype = \"bf16\"\n"), &[]);
@@ -113,8 +121,7 @@ fn amounts_forms_and_options_are_read() {
     // Sub-tables under headers of their own, Windows line ends, and a byte order mark.
     let tables = VALID.replace("\"600K\"", "\"600K\"\n[stage.schedule]\nkind = \"cosine\"");
     let recipe = valid(&format!("\u{feff}{}", tables.replace('\n', "\r\n")), &[]);
-    let kind = recipe.stages[0].training().map(|(_, training)| training.schedule.kind);
-    assert_eq!(kind, Some(ScheduleKind::Cosine { min_lr: 0.0 }));
+    assert_eq!(transfer(&recipe).training.schedule.kind, ScheduleKind::Cosine { min_lr: 0.0 });
 }
 
 #[test]
@@ -133,8 +140,8 @@ fn sets_override_the_text_and_are_checked_like_it() {
     assert_eq!(recipe.sets, sets);
     assert_eq!((recipe.seed, recipe.export.shard, recipe.data.source.as_str()), (2, 1_000_000_000, "1984"));
     assert_eq!(recipe.student.keep_softmax, KeepSoftmax::Layers(vec![1]));
-    let Some((tokens, training)) = recipe.stages[0].training() else { panic!() };
-    assert_eq!((tokens, training.schedule.kind), (1_000_000, ScheduleKind::Cosine { min_lr: 0.0 }));
+    let AttentionTransfer { tokens, training, .. } = transfer(&recipe);
+    assert_eq!((*tokens, training.schedule.kind), (1_000_000, ScheduleKind::Cosine { min_lr: 0.0 }));
     let wrong = [
         "stage.9.tokens=1M",
         "seed",
