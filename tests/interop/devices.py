@@ -1,15 +1,17 @@
 """Layers on several devices and on disk, as accelerate places them: logits and texts are those of the whole model. With
 GPUs, layers are on those too. `python devices.py CASES`"""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
 from check import Failures, left_padded, load, quiet
 from safetensors.torch import load_file
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 # Every kind of state, every way to hand it on.
 CASES = [
@@ -79,6 +81,30 @@ def texts(what, model, whole, expected, failures):
     failures.true(f"{what}: beams", torch.equal(found[1], found[2]))
 
 
+@torch.no_grad()
+def elsewhere(folder, failures):
+    """Blocks on another device than their call and their states, in two parts with padding: both follow. The device holds
+    no numbers; it refuses whatever stays behind."""
+    config = AutoConfig.from_pretrained(folder / "model", trust_remote_code=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    cache = sys.modules[type(model).__module__].StateCache(config.num_hidden_layers)
+    for tokens in (30, 1):
+        x = torch.zeros(2, tokens, config.hidden_size)
+        mask = torch.ones(2, tokens).tril(tokens - 2) if tokens > 1 else None
+        call = model.place_tokens(x, mask, None, cache.layers[0])
+        for i, (block, layer) in enumerate(zip(model.blocks(), cache.layers)):
+            with mock.patch.object(torch, "autocast"):  # which knows no such device
+                out = block(x.to("meta"), call, layer)
+            layer.seen += tokens
+            there = {tensor.device.type for tensor in (out, *layer.states.values())}
+            failures.true(f"{folder.name}: layer {i} after {tokens} tokens is on {there}", there == {"meta"})
+            layer.states = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in layer.states.items()}
+    if all(rope["scaling"]["kind"] not in ("dynamic", "long") for rope in model.spec.ropes):  # theirs is a number
+        place = model.place_tokens(x.to("meta"), None, None, cache.layers[0]).position.device.type
+        failures.true(f"{folder.name}: positions after those of another device are on {place}", place == "meta")
+
+
 def main():
     cases = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -93,6 +119,13 @@ def main():
                 failures.true(f"{name}, {place}: is split", len(model.hf_device_map) == len(places))
                 logits(f"{name}, {place}", model, expected, failures)
                 texts(f"{name}, {place}", model, whole, expected, failures)
+    for folder in sorted(f for f in cases.iterdir() if f.name.startswith(("mixer-", "family-"))):
+        if json.loads((folder / "model/config.json").read_text())["subquad_decoder"]["experts"] is not None:
+            continue  # which experts a token goes to is asked of numbers
+        try:
+            elsewhere(folder, failures)
+        except Exception as error:  # the next one may be fine
+            failures.true(f"{folder.name} elsewhere: {type(error).__name__}: {error}", False)
     failures.end(f"transformers {transformers.__version__}: {failures.checks} checks of devices")
 
 
