@@ -1,6 +1,7 @@
 //! What the families' readers share: sizes under their usual names, activations, windows. A family calls [`decoder`]
 //! and changes what is its own.
 
+use super::TIED;
 use super::fields::Fields;
 use super::names::{Names, Target};
 use super::spec::{Activation, Block, Layout, Multipliers, Norm, NormKind, Spec};
@@ -123,7 +124,7 @@ pub(super) fn decoder(
         experts: None,
         multipliers: Multipliers { embedding: 1.0, residual: 1.0, logits: 1.0 },
         logit_cap: None,
-        tied: fields.flag_or("tie_word_embeddings", absent.tied)?,
+        tied: fields.flag_or(TIED, absent.tied)?,
         bos: fields.tokens("bos_token_id", vocab)?.first().copied(),
         eos: fields.tokens("eos_token_id", vocab)?,
         names,

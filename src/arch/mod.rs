@@ -53,6 +53,12 @@ pub const FORMAT: u64 = 1;
 pub const REUSED: [&str; 4] = ["layer_types", "sliding_window", "use_sliding_window", "max_window_layers"];
 /// The object of an exported config.json that holds the teacher's own values of [`REUSED`].
 pub const OF_TEACHER: &str = "subquad_teacher";
+/// The object of an exported config.json that holds the decoder as data, in the words of [`Spec`], for programs that know
+/// no families. The teacher's own keys say the same, and only what they may have lost is read here.
+pub const DECODER: &str = "subquad_decoder";
+
+/// The key of config.json that says whether the head shares the embedding's weights.
+pub const TIED: &str = "tie_word_embeddings";
 
 /// A family of teachers.
 pub struct Family {
@@ -120,11 +126,18 @@ impl Spec {
 }
 
 /// The config.json of a converted model as its teacher's family reads it.
+///
+/// transformers 4 takes a tied head for its own default and leaves it out of the files that it saves, where the family's
+/// default may be another; [`DECODER`] still says it.
 fn of_teacher(config: &Map<String, Value>) -> Map<String, Value> {
     let mut config = config.clone();
     config.retain(|key, _| !REUSED.contains(&key.as_str()));
     if let Some(Value::Object(own)) = config.remove(OF_TEACHER) {
         config.extend(own.into_iter().filter(|(key, _)| REUSED.contains(&key.as_str())));
+    }
+    let tied = config.get(DECODER).and_then(|decoder| decoder.get("tied")).cloned();
+    if let Some(tied) = tied.filter(|_| config.get(TIED).is_none_or(Value::is_null)) {
+        config.insert(TIED.into(), tied);
     }
     config
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::card::published;
 use super::python;
-use crate::arch::{MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec};
+use crate::arch::{DECODER, MODEL_TYPE, NormKind, OF_TEACHER, REUSED, Rope, Scaling, Spec, TIED};
 use crate::checkpoint::Checkpoint;
 use crate::model::{Conversion, Model, Student};
 use crate::{Error, Result};
@@ -25,10 +25,7 @@ const DROPPED: [&str; 8] = [
     DECODER,
     TENSORS,
 ];
-/// The decoder as data, in the words of [`Spec`], for programs that know no families. Nothing here reads it: the
-/// teacher's own keys say the same.
-const DECODER: &str = "subquad_decoder";
-/// Names and shapes of the mixers' tensors: `kinds` of layers, and the kind of each layer. Nothing here reads it either.
+/// Names and shapes of the mixers' tensors: `kinds` of layers, and the kind of each layer. Nothing here reads it.
 const TENSORS: &str = "subquad_tensors";
 /// Keys whose place `rope_theta` at the top level takes where nothing else is said of rotary positions: transformers 4
 /// reads no theta from `rope_parameters`.
@@ -68,7 +65,7 @@ pub(super) fn config(
         ("head_dim", json!(spec.head_width)),
         ("intermediate_size", json!(spec.ffn)),
         ("max_position_embeddings", json!(spec.context)),
-        ("tie_word_embeddings", json!(spec.tied)),
+        (TIED, json!(spec.tied)),
         ("bos_token_id", of_teacher("bos_token_id")),
         ("eos_token_id", of_teacher("eos_token_id")),
         ("pad_token_id", of_teacher("pad_token_id")),

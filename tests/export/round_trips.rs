@@ -107,6 +107,48 @@ fn tied_models_store_no_head_and_others_do() {
 }
 
 #[test]
+fn a_folder_that_lost_its_tied_head_to_another_program_is_the_same_model() {
+    let (case, dir) = (case(), TempDir::new().unwrap());
+    let to = dir.path().join("model");
+    case.plain(&to);
+    let config = json_of(&to.join("config.json"));
+    let words = |case: &Case| {
+        let (mut session, mut sampler) =
+            (Session::new(View::student(&case.model, &case.student)), Sampler::new(0.0, 1.0, 0));
+        let mut last = session.feed(&[1, 403, 407, 261, 378]).unwrap();
+        let mut ids = vec![];
+        for _ in 0..20 {
+            ids.push(sampler.next(&last).unwrap());
+            last = session.feed(&ids[ids.len() - 1..]).unwrap();
+        }
+        ids
+    };
+    for lost in [None, Some(Value::Null)] {
+        let mut config = config.clone();
+        assert_eq!(config.remove("tie_word_embeddings"), Some(json!(true)));
+        config.extend(lost.map(|value| ("tie_word_embeddings".into(), value)));
+        fs::write(to.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let again = open(&to);
+        assert!(again.model.spec.tied);
+        assert_eq!(largest(&logits(&again), &logits(&case)), 0.0);
+        assert_eq!(words(&again), words(&case));
+    }
+    // What config.json says itself counts, and where nothing says it, the family's default.
+    let refused = |change: &dyn Fn(&mut Map<String, Value>)| {
+        let mut config = config.clone();
+        change(&mut config);
+        fs::write(to.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let checkpoint = Checkpoint::open(&Location::Path(to.clone())).unwrap();
+        says(Spec::of(&checkpoint), "there is no tensor `lm_head.weight`, and `tie_word_embeddings` is not true");
+    };
+    refused(&|config| _ = config.insert("tie_word_embeddings".into(), json!(false)));
+    refused(&|config| {
+        config.remove("tie_word_embeddings");
+        config["subquad_decoder"].as_object_mut().unwrap().remove("tied");
+    });
+}
+
+#[test]
 fn kept_layers_and_no_window() {
     for (window, softmax) in [(None, vec![]), (None, vec![2]), (Some(70), vec![0, 4]), (Some(1), vec![0, 1, 2, 3, 4])] {
         let (case, dir) = (case_of(builtin(), window, &softmax), TempDir::new().unwrap());

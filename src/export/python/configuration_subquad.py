@@ -16,6 +16,25 @@ class SubquadConfig(PretrainedConfig):
     model_type = "subquad"
     keys_to_ignore_at_inference = ["past_key_values"]
 
+    def __init__(self, *, tie_word_embeddings=None, use_cache=True, **kwargs):
+        # Both are declared because save_pretrained leaves out what transformers has a default for: version 4 a
+        # `tie_word_embeddings` that is true, version 5 every `use_cache`.
+        if tie_word_embeddings is None:
+            tie_word_embeddings = (kwargs.get("subquad_decoder") or {}).get("tied", False)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.use_cache = use_cache
+
+    def decoder_block(self):
+        """The block `subquad_decoder` with what transformers changes under keys of its own, as
+        resize_token_embeddings does."""
+        return {**self.subquad_decoder, "vocab": self.vocab_size, "tied": self.tie_word_embeddings}
+
+    def to_dict(self):
+        output = super().to_dict()
+        if "subquad_decoder" in output:
+            output["subquad_decoder"] = self.decoder_block()
+        return output
+
     def checked(self):
         """This configuration, if it describes a model that this version of the modelling file can run."""
         for block in ("subquad", "subquad_decoder", "subquad_tensors"):

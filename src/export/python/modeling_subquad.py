@@ -14,6 +14,7 @@ Letters: B batch, T tokens, H query heads, G key-value heads, K width of a key, 
 model, C chunk. Tensors are [B, T, H, K]. Mixers compute in float32 whatever the type of the weights.
 """
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -379,7 +380,7 @@ def delta_by_kernel(q, k, v, beta, g, state):
 
 
 class Carry:
-    """The operators of one layer with the state of each by name; with `state` None nothing is carried.
+    """The operators of one layer with the state of each by name, in a StateLayer; with `state` None nothing is carried.
 
     At padding (`mask` 0) nothing is written and nothing decays, convolutions and shifts see zeros, and positions stand
     still.
@@ -393,7 +394,7 @@ class Carry:
 
     def put(self, name, value):
         if self.state is not None:
-            self.state[name] = value
+            self.state.put(name, value)
 
     def seen(self, x):
         """x [B, T, ...] with zeros at padding."""
@@ -1068,10 +1069,11 @@ ACTIVATIONS = {
 
 
 class Spec:
-    """`subquad_decoder` of config.json: sizes, and which tensors there are."""
+    """`subquad_decoder` of config.json: sizes, and which tensors there are. Where transformers changes what it knows
+    under a key of its own, that key counts."""
 
     def __init__(self, config):
-        for key, value in config.subquad_decoder.items():
+        for key, value in config.decoder_block().items():
             setattr(self, key, value)
 
     def linear(self, layer, target):
@@ -1246,7 +1248,8 @@ class Block(GradientCheckpointingLayer):
         return x if path is None else self.get_submodule(path)(x)
 
     def forward(self, x, call, state=None):
-        spec = self.spec
+        spec, call = self.spec, call.on(x.device)
+        state = None if state is None else state.on(x.device)
         h = self.normed("attention", x)
         heads = self.project(h, "qkv")
         if spec.qk_norm == "full":
@@ -1279,11 +1282,12 @@ class Block(GradientCheckpointingLayer):
         q, k = turn(q), turn(k)
         valid = call.mask if call.mask is not None else torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
         if state is not None:
-            if "k" in state:
-                k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
-                valid = torch.cat([state["valid"], valid], 1)
+            if state.get("k") is not None:
+                k, v = torch.cat([state.get("k"), k], 1), torch.cat([state.get("v"), v], 1)
+                valid = torch.cat([state.get("valid"), valid], 1)
             kept = slice(None if window is None else max(0, k.shape[1] - window), None)
-            state["k"], state["v"], state["valid"] = k[:, kept], v[:, kept], valid[:, kept]
+            for name, x in (("k", k), ("v", v), ("valid", valid)):
+                state.put(name, x[:, kept])
         past = k.shape[1] - tokens
         row = torch.arange(past, past + tokens, device=q.device)[:, None]
         column = torch.arange(k.shape[1], device=q.device)[None, :]
@@ -1382,6 +1386,18 @@ class Call:
             inverse = torch.tensor(inverse, dtype=torch.float32, device=rotary.device)
             angle = (rotary.float().unsqueeze(-1) * inverse).unsqueeze(2)
             self.angles.append((angle.cos() * scale, angle.sin() * scale))
+        self.elsewhere = {}
+
+    def on(self, device):
+        """The same for layers on `device`: hooks move tensors to a layer's device, and this is none."""
+        if device == self.position.device:
+            return self
+        if device not in self.elsewhere:
+            there = self.elsewhere[device] = copy.copy(self)
+            there.mask = None if self.mask is None else self.mask.to(device)
+            there.position = self.position.to(device)
+            there.angles = [(cos.to(device), sin.to(device)) for cos, sin in self.angles]
+        return self.elsewhere[device]
 
     def turn(self, rope):
         """Turns the first channels of heads, halves against each other; nothing without rotary positions."""
@@ -1401,7 +1417,12 @@ class Call:
 
 
 class StateLayer(CacheLayerMixin):
-    """Everything that one layer keeps between calls, batch first, and the tokens seen."""
+    """Everything that one layer keeps between calls, batch first, and the tokens seen.
+
+    A block gets this object itself: hooks of accelerate, FSDP and the like rebuild the dicts, lists and dataclasses
+    among a module's arguments, and what is written into such a copy is lost. So there is no method `to` either, which
+    they would call.
+    """
 
     is_compileable = False
     is_sliding = False
@@ -1409,7 +1430,21 @@ class StateLayer(CacheLayerMixin):
 
     def __init__(self):
         super().__init__()
-        self.state, self.seen, self.is_initialized = {}, 0, True
+        self.states, self.seen, self.is_initialized = {}, 0, True
+
+    def get(self, name):
+        return self.states.get(name)
+
+    def put(self, name, tensor):
+        self.states[name] = tensor
+
+    def on(self, device):
+        """Itself with all states on the device that its layer computes on: they may have been offloaded, or the layer
+        moved."""
+        for name, tensor in self.states.items():
+            if tensor.device != device:
+                self.states[name] = tensor.to(device)
+        return self
 
     def lazy_initialization(self, *args, **kwargs):
         pass
@@ -1431,10 +1466,10 @@ class StateLayer(CacheLayerMixin):
         return self.seen + (query if isinstance(query, int) else query.shape[0]), 0
 
     def reset(self):
-        self.state, self.seen = {}, 0
+        self.states, self.seen = {}, 0
 
     def _each(self, f):
-        self.state = {name: f(tensor) for name, tensor in self.state.items()}
+        self.states = {name: f(tensor) for name, tensor in self.states.items()}
 
     def offload(self):
         self._each(lambda x: x.to("cpu", non_blocking=True))
@@ -1521,7 +1556,7 @@ class SubquadPreTrainedModel(PreTrainedModel):
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if spec.multipliers["embedding"] != 1.0:
             x = x * torch.tensor(spec.multipliers["embedding"], dtype=x.dtype, device=x.device)
-        use_cache = getattr(self.config, "use_cache", True) if use_cache is None else use_cache
+        use_cache = self.config.use_cache if use_cache is None else use_cache
         if self.training and any(block.gradient_checkpointing for block in blocks):
             use_cache, past_key_values = False, None
         if use_cache and past_key_values is None:
@@ -1534,11 +1569,11 @@ class SubquadPreTrainedModel(PreTrainedModel):
         call = self.place_tokens(x, attention_mask, position_ids, layers[0])
         if spec.positions is not None:
             rows = self.get_submodule(self.outer["positions"])
-            x = x + rows(call.rotary + spec.positions["offset"])
+            x = x + rows(call.rotary + spec.positions["offset"]).to(x.device)
         inputs = []
         for block, layer in zip(blocks, layers):
             inputs.append(x)
-            x = block(x, call, None if layer is None else layer.state)
+            x = block(x, call, layer)
             if layer is not None:
                 layer.seen += x.shape[1]
         x = self.get_submodule(self.outer["final"])(x)
@@ -1551,13 +1586,14 @@ class SubquadPreTrainedModel(PreTrainedModel):
         if mask is not None:
             if mask.dim() != 2:
                 raise ValueError("attention_mask must be [batch, tokens]: states cannot be masked pair by pair")
-            mask = None if layer is not None and layer.seen > 0 and tokens == 1 else mask[:, -tokens:].to(torch.bool)
+            past = layer is not None and layer.seen > 0 and tokens == 1
+            mask = None if past else mask[:, -tokens:].to(x.device, torch.bool)
         counts = torch.ones(batch, tokens, dtype=torch.long, device=x.device) if mask is None else mask.long()
         position = counts.cumsum(1) - 1
         if layer is not None:
-            before = layer.state.get("count")
-            position = position if before is None else position + before[:, None]
-            layer.state["count"] = position[:, -1] + 1
+            before = layer.get("count")
+            position = position if before is None else position + before[:, None].to(x.device)
+            layer.put("count", position[:, -1] + 1)
         position = position.clamp(min=0)
         mask = None if mask is None or bool(mask.all()) else mask
         rotary = position if position_ids is None else position_ids.to(x.device).expand(batch, tokens)
@@ -1623,7 +1659,7 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             items = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.spec.vocab, **items)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, hidden_states=hidden)
         return output if return_dict is not False else output.to_tuple()
 
