@@ -14,7 +14,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::documents::Documents;
+use crate::ops::documents::Documents;
 use crate::{Error, Result};
 
 /// The f32 elements of a contiguous CPU tensor, without a copy.

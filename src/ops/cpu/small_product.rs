@@ -160,8 +160,8 @@ impl WithSimd for SmallProduct {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::{Mat, MatMut};
     use super::*;
+    use crate::ops::cpu::matrix::{Mat, MatMut};
 
     fn numbers(seed: usize, n: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 1009.0 - 0.5).collect()

@@ -1,0 +1,75 @@
+//! y_h = x_h W_h^T: a linear map of its own for every head.
+
+use crate::Result;
+use crate::ops::cpu::{Heads, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
+use crate::ops::tape::{Var, record1};
+use candle_core::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tokens of one task.
+const ROWS: usize = 128;
+
+/// `x` [B, T, H or G, K] (query head h reads kv head h / (H/G)), `w` [H, f, K] -> [B, T, H, f].
+pub fn head_linear(x: &Var, w: &Var) -> Result<Var> {
+    let (batch, tokens, kv_heads, inner) = x.value().dims4()?;
+    let (heads, out, width) = w.value().dims3()?;
+    if kv_heads == 0 || heads % kv_heads != 0 || inner != width {
+        let what = format!("linear map per head: {:?} by {:?}", x.value().dims(), w.value().dims());
+        return Err(candle_core::Error::Msg(what).into());
+    }
+    let y = {
+        let (xs, ws) = (Heads::of(x.value())?, Slice::of(w.value())?);
+        let mut y = Output::unwritten(&[batch, tokens, heads, out]);
+        let at = y.pointer();
+        each_block(batch, tokens, |b, r| {
+            for h in 0..heads {
+                let start = ((b * tokens + r.start) * heads + h) * out;
+                // SAFETY: rows r of batch row b belong to this task.
+                let mut y = unsafe { at.rows(start, r.len(), out, heads * out) };
+                let w = Mat::new(&ws[h * out * width..][..out * width], out, width);
+                y.product(1.0, xs.head(b, h * kv_heads / heads, r.clone()), w.t(), 0.0);
+            }
+        });
+        y.tensor()?
+    };
+    let (x_value, w_value, wanted) = (x.value().clone(), w.value().clone(), [x.tracked(), w.tracked()]);
+    record1(&[x, w], y, move |g| backward(&x_value, &w_value, wanted, &g))
+}
+
+fn each_block(batch: usize, tokens: usize, f: impl Fn(usize, Range<usize>) + Sync) {
+    (0..batch).into_par_iter().for_each(|b| blocks(tokens, ROWS).for_each(|r| f(b, r)));
+}
+
+fn backward(x: &Tensor, w: &Tensor, wanted: [bool; 2], g: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let (batch, tokens, kv_heads, width) = x.dims4()?;
+    let (heads, out, _) = w.dims3()?;
+    let group = heads / kv_heads;
+    let (xs, ws, gs) = (Heads::of(x)?, Slice::of(w)?, Heads::of(g)?);
+    let mut gradients = vec![None, None];
+    if wanted[0] {
+        let mut dx = Output::zeros(x.dims());
+        let at = dx.pointer();
+        each_block(batch, tokens, |b, r| {
+            for h in 0..heads {
+                let start = ((b * tokens + r.start) * kv_heads + h / group) * width;
+                // SAFETY: rows r of batch row b belong to this task; heads of a group follow one another.
+                let mut dx = unsafe { at.rows(start, r.len(), width, kv_heads * width) };
+                let w = Mat::new(&ws[h * out * width..][..out * width], out, width);
+                dx.product(1.0, gs.head(b, h, r.clone()), w, 1.0);
+            }
+        });
+        gradients[0] = Some(dx.tensor()?);
+    }
+    if wanted[1] {
+        let mut dw = Output::zeros(w.dims());
+        dw.data().par_chunks_mut(out * width).enumerate().for_each(|(h, dw)| {
+            for b in 0..batch {
+                let (x, g) = (xs.head(b, h / group, 0..tokens), gs.head(b, h, 0..tokens));
+                MatMut::new(dw, out, width).product(1.0, g.t(), x, 1.0);
+            }
+        });
+        gradients[1] = Some(dw.tensor()?);
+    }
+    Ok(gradients)
+}
