@@ -11,10 +11,10 @@ use common::models;
 
 use candle_core::{Device, Tensor};
 use std::time::Instant;
-use subquad::mixer::{Bound, Branches, Heads, Mixer, Site, Softmax};
+use subquad::mixer::{Branches, LayerDims, LayerInputs, Mixer, Params, Softmax};
 use subquad::ops::{Tape, Var};
 
-const SIZES: Site = Site { heads: 4, kv_heads: 2, width: 64, model_width: 256, layer: 0, layers: 6 };
+const SIZES: LayerDims = LayerDims { heads: 4, kv_heads: 2, width: 64, model_width: 256, layer: 0, layers: 6 };
 
 fn main() {
     if let (Some(mixer), Some(tokens)) = (common::argument("--measure"), common::argument("--tokens")) {
@@ -49,14 +49,14 @@ fn measure(name: &str, tokens: usize) {
     let step = || {
         let tape = Tape::new();
         let leaf = |x: &Tensor| tape.leaf(x.clone());
-        let heads = Heads::new(leaf(&q), leaf(&k), leaf(&v)).unwrap();
+        let heads = LayerInputs::new(leaf(&q), leaf(&k), leaf(&v)).unwrap();
         let tensors = mixer.tensors().into_iter();
         let bind = |t: subquad::mixer::NewTensor| {
             let value = t.initial.tensor(t.name, &t.shape, 0).unwrap();
             (t.name.to_string(), if name == "softmax" { Var::constant(value) } else { leaf(&value) })
         };
-        let bound = Bound(tensors.map(bind).collect());
-        let output = mixer.mix(&heads, &bound, None, Branches::Both).unwrap();
+        let params = Params(tensors.map(bind).collect());
+        let output = mixer.mix(&heads, &params, None, Branches::Both).unwrap();
         tape.backward(vec![(&output, q.clone())]).unwrap();
     };
     let before = common::resident_mb("VmHWM");

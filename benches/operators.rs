@@ -40,8 +40,8 @@ use subquad::ops::delta_rule::delta_rule;
 use subquad::ops::dplr::dplr;
 use subquad::ops::gated_linear_attention::gated_linear_attention;
 use subquad::ops::linear_attention::linear_attention;
-use subquad::ops::quotient::quotient;
-use subquad::ops::{Documents, Past, Tape, Var};
+use subquad::ops::normalize::normalize;
+use subquad::ops::{Documents, KvLayout, Tape, Var};
 
 const HEADS: usize = 4;
 const WIDTH: usize = 64;
@@ -181,8 +181,8 @@ fn inputs(operator: &str, tokens: usize) -> Vec<(&'static str, Tensor)> {
 fn run(operator: &str, x: &HashMap<&str, Var>, documents: &std::sync::Arc<Documents>) -> Var {
     let (q, k, v, gate) = (&x["q"], &x["k"], &x["v"], x.get("gate"));
     let output = match operator {
-        "linear" => linear_attention(q, k, v, None, documents, &Past::none(1), None)
-            .and_then(|o| quotient(&o.num, &o.den, 1e-6)),
+        "linear" => linear_attention(q, k, v, None, documents, &KvLayout::none(1), None)
+            .and_then(|o| normalize(&o.num, &o.den, 1e-6)),
         "dplr" => dplr((q, k, v), (&x["a"], &x["b"]), gate, None, documents).map(|o| o.0),
         name if name.starts_with("delta") => delta_rule(q, k, v, &x["beta"], gate, None, documents).map(|o| o.0),
         _ => gated_linear_attention(q, k, v, gate, None, None, documents).map(|o| o.0),

@@ -9,9 +9,9 @@
 use candle_core::Tensor;
 use subquad::arch::Spec;
 use subquad::checkpoint::{Checkpoint, Location};
-use subquad::mixer::{self, Bound, Branches, Combine, Heads, Mixer, Options, Site, Softmax, State, Window};
+use subquad::mixer::{self, Branches, Combine, LayerDims, LayerInputs, Mixer, Options, Params, Softmax, State, Window};
 use subquad::model::{Flow, Model, View};
-use subquad::ops::{Var, feature_map::two_softmaxes};
+use subquad::ops::{Var, paired_softmax::two_softmaxes};
 use subquad::text::{Tokenizer, documents, tokenize};
 use subquad::{Error, Result};
 
@@ -35,16 +35,16 @@ fn recurrence(q: &[Vec<f32>], k: &[Vec<f32>], v: &[Vec<f32>]) -> Vec<Vec<f32>> {
 }
 
 /// The mixer `hedgehog` as a recipe would build it, with its tensors at their initial values: identity maps.
-fn hedgehog(sizes: Site, window: Option<usize>) -> Result<(Box<dyn Mixer>, Bound)> {
+fn hedgehog(sizes: LayerDims, window: Option<usize>) -> Result<(Box<dyn Mixer>, Params)> {
     let registration = mixer::find("hedgehog").ok_or_else(|| Error::usage("no mixer `hedgehog`", ""))?;
     let options = Options::new(registration.options, &Default::default())?;
     let window = window.map(|size| Window { size, sinks: 0, combine: Combine::Joint });
     let mixer = (registration.build)(&options, sizes, window)?;
-    let mut bound = Bound::default();
+    let mut params = Params::default();
     for new in mixer.tensors() {
-        bound.0.insert(new.name.into(), new.initial.tensor(new.name, &new.shape, 0)?.into());
+        params.0.insert(new.name.into(), new.initial.tensor(new.name, &new.shape, 0)?.into());
     }
-    Ok((mixer, bound))
+    Ok((mixer, params))
 }
 
 /// The first head of `[1, T, H, K]`.
@@ -68,28 +68,28 @@ fn main() -> Result<()> {
     let ids = tokenize(&book, &tokenizer, Some(TOKENS), &mut |_| ())?;
 
     // A tap sees every layer of a pass: its q, k, v after RoPE, and what attention made of them. We keep them all.
-    let mut layers: Vec<(Heads, Var)> = vec![];
-    View::teacher(&model).run(&ids, 1, &mut |tap| {
-        let (q, k) = tap.heads.rotated()?;
-        layers.push((Heads::new(q.clone(), k.clone(), tap.heads.v.clone())?, tap.output.clone()));
+    let mut layers: Vec<(LayerInputs, Var)> = vec![];
+    View::teacher(&model).run(&ids, 1, &mut |hook| {
+        let (q, k) = hook.heads.rotated()?;
+        layers.push((LayerInputs::new(q.clone(), k.clone(), hook.heads.v.clone())?, hook.output.clone()));
         Ok(Flow::Continue)
     })?;
-    let sizes = model.spec.site(0);
+    let sizes = model.spec.layer_dims(0);
 
     // 1. Three forms of one function. The plain recurrence above; `mix`, in chunks, for training and prompts; `step`,
     //    one token at a time with a state, for generation.
     let (heads, _) = &layers[0];
-    let (mixer, bound) = hedgehog(sizes, None)?;
-    let mixed = mixer.mix(heads, &bound, None, Branches::Both)?;
-    let features = (two_softmaxes(&heads.q, bound.get("q_map")?)?, two_softmaxes(&heads.k, bound.get("k_map")?)?);
+    let (mixer, params) = hedgehog(sizes, None)?;
+    let mixed = mixer.mix(heads, &params, None, Branches::Both)?;
+    let features = (two_softmaxes(&heads.q, params.get("q_map")?)?, two_softmaxes(&heads.k, params.get("k_map")?)?);
     let [q, k, v] = [&features.0, &features.1, &heads.v].map(head);
     let plain = Tensor::new(recurrence(&q?.to_vec2()?, &k?.to_vec2()?, &v?.to_vec2()?), mixed.value().device())?;
     let mut state = State::default();
     let mut steps = vec![];
     for t in 0..TOKENS {
         let token = |x: &Var| -> Result<Var> { Ok(x.value().narrow(1, t, 1)?.contiguous()?.into()) };
-        let heads = Heads::new(token(&heads.q)?, token(&heads.k)?, token(&heads.v)?)?;
-        steps.push(mixer.step(&heads, &bound, &mut state)?);
+        let heads = LayerInputs::new(token(&heads.q)?, token(&heads.k)?, token(&heads.v)?)?;
+        steps.push(mixer.step(&heads, &params, &mut state)?);
     }
     println!("Layer 0, {TOKENS} tokens, relative difference of the chunked form");
     println!("  to the plain recurrence  {:.1e}", error(&head(&mixed)?, &plain)?);
@@ -101,8 +101,8 @@ fn main() -> Result<()> {
     println!("  layer   linear   linear + window 64   window 64 alone");
     let (joint, joint_bound) = hedgehog(sizes, Some(64))?;
     for (layer, (heads, softmax)) in layers.iter().enumerate() {
-        let of = |m: &dyn Mixer, bound, on| error(m.mix(heads, bound, None, on)?.value(), softmax.value());
-        let linear = of(&*mixer, &bound, Branches::Both)?;
+        let of = |m: &dyn Mixer, params, on| error(m.mix(heads, params, None, on)?.value(), softmax.value());
+        let linear = of(&*mixer, &params, Branches::Both)?;
         let both = of(&*joint, &joint_bound, Branches::Both)?;
         let alone = of(&*joint, &joint_bound, Branches::WindowOnly)?;
         println!("  {layer:>5}   {linear:>6.3}   {both:>18.3}   {alone:>15.3}");

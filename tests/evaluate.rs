@@ -7,7 +7,7 @@ use common::models::{student, student_of, teacher};
 use subquad::checkpoint::load_tensors;
 use subquad::evaluate::{EvaluationText, Report, evaluate};
 use subquad::mixer::{Branches, Combine, MIXERS, Window};
-use subquad::model::{Flow, Model, Student, Tap, Target, View};
+use subquad::model::{Flow, LayerHook, Model, Student, Target, View};
 use subquad::progress::Silent;
 use subquad::text::Windows;
 
@@ -56,19 +56,19 @@ fn layer_errors_are_those_of_their_definition() {
     let ids: Vec<u32> = (0..windows.len()).flat_map(|i| windows.get(i).to_vec()).collect();
     let mut layers = vec![];
     let view = View::student(&model, &untrained);
-    let tap = &mut |tap: Tap| {
-        if untrained.replaced(tap.layer) {
-            let bound = view.bind(tap.layer, None, |_| false).mixer;
-            let own = untrained.mixer(tap.layer).mix(tap.heads, &bound, None, Branches::Both)?;
-            let o = model.layers[tap.layer].weight(Target::O)?.t()?;
-            let [own, target] = [own.value(), tap.output.value()].map(|x| x.flatten_from(2)?.broadcast_matmul(&o));
+    let hook = &mut |hook: LayerHook| {
+        if untrained.replaced(hook.layer) {
+            let params = view.bind(hook.layer, None, |_| false).mixer;
+            let own = untrained.mixer(hook.layer).mix(hook.heads, &params, None, Branches::Both)?;
+            let o = model.layers[hook.layer].weight(Target::O)?.t()?;
+            let [own, target] = [own.value(), hook.output.value()].map(|x| x.flatten_from(2)?.broadcast_matmul(&o));
             let (own, target) = (own?, target?);
             let square = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
-            layers.push((tap.layer, f64::from(square(&(own - &target)?)? / square(&target)?)));
+            layers.push((hook.layer, f64::from(square(&(own - &target)?)? / square(&target)?)));
         }
         Ok(Flow::Continue)
     };
-    View::teacher(&model).run(&ids, windows.len(), tap).unwrap();
+    View::teacher(&model).run(&ids, windows.len(), hook).unwrap();
     assert_eq!(layers.iter().map(|l| l.0).collect::<Vec<_>>(), [0, 1, 2, 4]);
     assert_eq!(report.layer_errors.len(), layers.len());
     for (got, (layer, want)) in report.layer_errors.iter().zip(&layers) {

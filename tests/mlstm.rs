@@ -8,7 +8,7 @@ use common::{compare, difference, random};
 use std::sync::Arc;
 use subquad::Result;
 use subquad::ops::mlstm::{Inputs, Memory, mlstm, mlstm_step};
-use subquad::ops::reference::repeat_heads;
+use subquad::ops::naive::repeat_heads;
 use subquad::ops::{Documents, Var};
 
 const EPS: f64 = 1e-6;

@@ -10,8 +10,8 @@ use subquad::Result;
 use subquad::ops::delta_rule::delta_rule;
 use subquad::ops::dplr::dplr;
 use subquad::ops::gated_linear_attention::gated_linear_attention;
+use subquad::ops::naive::{Recurrence, repeat_heads};
 use subquad::ops::recurrent_step::{Token, recurrent_step};
-use subquad::ops::reference::{Recurrence, repeat_heads};
 use subquad::ops::value_gated_linear_attention::{value_gated_linear_attention, value_gated_step};
 use subquad::ops::{Documents, Var};
 
@@ -250,8 +250,8 @@ fn cut_anywhere_and_token_by_token() {
         for cut in [1, 63, 64, 65, 149] {
             let (first, middle) = run(0, cut, &all[3]);
             let (second, last) = run(cut, tokens - cut, &middle);
-            let joined = Tensor::cat(&[first, second], 1).unwrap();
-            assert!(difference(&joined, &whole) < TOLERANCE, "{what} cut at {cut}");
+            let kv = Tensor::cat(&[first, second], 1).unwrap();
+            assert!(difference(&kv, &whole) < TOLERANCE, "{what} cut at {cut}");
             assert!(difference(&last, &end) < TOLERANCE, "{what}: state, cut at {cut}");
         }
         let (mut state, mut outputs) = (all[3].clone(), vec![]);

@@ -55,8 +55,8 @@ fn logits_and_hidden_states(name: &str) {
     let positions = case.fixture["positions"].to_dtype(DType::U32).unwrap();
     let mut layer_inputs = vec![];
     let last = view
-        .run(&case.ids("ids"), 1, &mut |tap| {
-            layer_inputs.push(tap.input.value().clone());
+        .run(&case.ids("ids"), 1, &mut |hook| {
+            layer_inputs.push(hook.input.value().clone());
             Ok(Flow::Continue)
         })
         .unwrap();

@@ -6,21 +6,21 @@ mod common;
 use candle_core::{D, Device, Tensor};
 use common::{compare, random};
 use std::sync::Arc;
-use subquad::ops::head_linear::head_linear;
-use subquad::ops::map::{Map, map};
+use subquad::ops::per_head_linear::per_head_linear;
 use subquad::ops::prefix_sum::prefix_sum;
 use subquad::ops::row_max::row_max;
 use subquad::ops::softmax::softmax;
 use subquad::ops::token_shift::{lerp, token_shift};
-use subquad::ops::{Documents, Tape, Var, broadcast, norm, polynomial, reference, shape};
+use subquad::ops::unary::{Unary, unary};
+use subquad::ops::{Documents, Tape, Var, broadcast, naive, norm, polynomial, shape};
 
 const TOLERANCE: f64 = 3e-6;
 
 /// Value and slope of a map in f32 at these points.
-fn at(f: Map, points: &[f32]) -> (Vec<f32>, Vec<f32>) {
+fn at(f: Unary, points: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let tape = Tape::new();
     let x = tape.leaf(Tensor::new(points, &Device::Cpu).unwrap());
-    let y = map(&x, f).unwrap();
+    let y = unary(&x, f).unwrap();
     let slope = tape.backward(vec![(&y, Tensor::ones(points.len(), y.value().dtype(), &Device::Cpu).unwrap())]);
     (y.value().to_vec1().unwrap(), slope.unwrap().take(&x).unwrap().to_vec1().unwrap())
 }
@@ -29,33 +29,33 @@ fn at(f: Map, points: &[f32]) -> (Vec<f32>, Vec<f32>) {
 fn maps() {
     type Reference = fn(&Tensor) -> candle_core::Result<Tensor>;
     let sigmoid: Reference = |x| (x.neg()?.exp()? + 1.0)?.recip();
-    let cases: [(Map, Reference); 16] = [
-        (Map::Sigmoid, sigmoid),
-        (Map::LogSigmoid, |x| (x.neg()?.exp()? + 1.0)?.log()?.neg()),
-        (Map::Softplus, |x| (x.exp()? + 1.0)?.log()),
-        (Map::Silu, |x| x.silu()),
-        (Map::Gelu, |x| x.gelu_erf()),
-        (Map::GeluTanh, |x| x.gelu()),
-        (Map::Relu, |x| x.relu()),
-        (Map::ReluSquared, |x| x.relu()?.sqr()),
-        (Map::EluPlusOne, |x| x.elu(1.0)? + 1.0),
-        (Map::Exp, |x| x.exp()),
-        (Map::OneMinusExp, |x| x.exp()?.affine(-1.0, 1.0)),
-        (Map::Ln, |x| x.log()),
-        (Map::Tanh, |x| x.tanh()),
-        (Map::Square, |x| x.sqr()),
-        (Map::Reciprocal, |x| x.recip()),
-        (Map::Clamp { min: -0.5, max: 1.5 }, |x| x.clamp(-0.5, 1.5)),
+    let cases: [(Unary, Reference); 16] = [
+        (Unary::Sigmoid, sigmoid),
+        (Unary::LogSigmoid, |x| (x.neg()?.exp()? + 1.0)?.log()?.neg()),
+        (Unary::Softplus, |x| (x.exp()? + 1.0)?.log()),
+        (Unary::Silu, |x| x.silu()),
+        (Unary::Gelu, |x| x.gelu_erf()),
+        (Unary::GeluTanh, |x| x.gelu()),
+        (Unary::Relu, |x| x.relu()),
+        (Unary::ReluSquared, |x| x.relu()?.sqr()),
+        (Unary::EluPlusOne, |x| x.elu(1.0)? + 1.0),
+        (Unary::Exp, |x| x.exp()),
+        (Unary::OneMinusExp, |x| x.exp()?.affine(-1.0, 1.0)),
+        (Unary::Ln, |x| x.log()),
+        (Unary::Tanh, |x| x.tanh()),
+        (Unary::Square, |x| x.sqr()),
+        (Unary::Reciprocal, |x| x.recip()),
+        (Unary::Clamp { min: -0.5, max: 1.5 }, |x| x.clamp(-0.5, 1.5)),
     ];
     for (f, reference) in cases {
         for (shape, size) in [(&[3, 5, 2, 7][..], 0.1), (&[2, 9000], 6.0), (&[1], 3.0)] {
             let x = random(1, shape, size);
             let x = match f {
-                Map::Ln | Map::Reciprocal => (x.abs().unwrap() + 0.01).unwrap(),
+                Unary::Ln | Unary::Reciprocal => (x.abs().unwrap() + 0.01).unwrap(),
                 _ => x,
             };
             let what = format!("{f:?} of {shape:?} up to {size}");
-            compare(&what, &[x], |x| Ok(vec![map(&x[0], f)?]), |x| Ok(vec![reference(&x[0])?]), TOLERANCE);
+            compare(&what, &[x], |x| Ok(vec![unary(&x[0], f)?]), |x| Ok(vec![reference(&x[0])?]), TOLERANCE);
         }
     }
 }
@@ -66,27 +66,27 @@ fn maps_saturate_exactly() {
     let linear = |side: f32| far.map(|x| if x * side > 0.0 { x } else { 0.0 });
     let step = |side: f32| far.map(|x| if x * side > 0.0 { 1.0 } else { 0.0 });
     for (f, value, slope) in [
-        (Map::Sigmoid, step(1.0), [0.0; 6]),
-        (Map::LogSigmoid, linear(-1.0), step(-1.0)),
-        (Map::Softplus, linear(1.0), step(1.0)),
-        (Map::Silu, linear(1.0), step(1.0)),
-        (Map::Gelu, linear(1.0), step(1.0)),
-        (Map::GeluTanh, linear(1.0), step(1.0)),
-        (Map::Relu, linear(1.0), step(1.0)),
-        (Map::EluPlusOne, linear(1.0).map(|x| if x > 0.0 { x + 1.0 } else { x }), step(1.0)),
-        (Map::Tanh, far.map(f32::signum), [0.0; 6]),
-        (Map::Clamp { min: -1.0, max: 2.0 }, far.map(|x| x.clamp(-1.0, 2.0)), [0.0; 6]),
+        (Unary::Sigmoid, step(1.0), [0.0; 6]),
+        (Unary::LogSigmoid, linear(-1.0), step(-1.0)),
+        (Unary::Softplus, linear(1.0), step(1.0)),
+        (Unary::Silu, linear(1.0), step(1.0)),
+        (Unary::Gelu, linear(1.0), step(1.0)),
+        (Unary::GeluTanh, linear(1.0), step(1.0)),
+        (Unary::Relu, linear(1.0), step(1.0)),
+        (Unary::EluPlusOne, linear(1.0).map(|x| if x > 0.0 { x + 1.0 } else { x }), step(1.0)),
+        (Unary::Tanh, far.map(f32::signum), [0.0; 6]),
+        (Unary::Clamp { min: -1.0, max: 2.0 }, far.map(|x| x.clamp(-1.0, 2.0)), [0.0; 6]),
     ] {
         assert_eq!(at(f, &far), (value.to_vec(), slope.to_vec()), "{f:?}");
         assert!(at(f, &[f32::NAN]).0[0].is_nan(), "{f:?}");
     }
-    for f in [Map::Exp, Map::OneMinusExp] {
+    for f in [Unary::Exp, Unary::OneMinusExp] {
         let (value, slope) = at(f, &[-1e30, -100.0, 0.0]);
-        let shut = if f == Map::Exp { 0.0 } else { 1.0 };
+        let shut = if f == Unary::Exp { 0.0 } else { 1.0 };
         assert_eq!((&value[..], slope[0]), (&[shut, shut, 1.0 - shut][..], 0.0), "{f:?}");
     }
     // Where the formula as it is written cancels to nothing.
-    let (value, _) = at(Map::OneMinusExp, &[-1e-6]);
+    let (value, _) = at(Unary::OneMinusExp, &[-1e-6]);
     assert!((value[0] / 1e-6 - 1.0).abs() < 1e-5, "{value:?}");
 }
 
@@ -191,9 +191,9 @@ fn linear_maps_per_head() {
         compare(
             &format!("{tokens} tokens, {heads} heads of {kv_heads}, {width} to {out}"),
             &[x, w],
-            |x| Ok(vec![head_linear(&x[0], &x[1])?]),
+            |x| Ok(vec![per_head_linear(&x[0], &x[1])?]),
             |x| {
-                let by_head = reference::repeat_heads(&x[0], heads)?.transpose(1, 2)?.contiguous()?;
+                let by_head = naive::repeat_heads(&x[0], heads)?.transpose(1, 2)?.contiguous()?;
                 let maps = x[1].transpose(1, 2)?.unsqueeze(0)?.contiguous()?;
                 Ok(vec![by_head.broadcast_matmul(&maps)?.transpose(1, 2)?])
             },
@@ -201,8 +201,8 @@ fn linear_maps_per_head() {
         );
     }
     let x = Var::from(random(1, &[1, 2, 2, 3], 1.0));
-    assert!(head_linear(&x, &random(2, &[3, 4, 3], 1.0).into()).is_err());
-    assert!(head_linear(&x, &random(2, &[2, 4, 2], 1.0).into()).is_err());
+    assert!(per_head_linear(&x, &random(2, &[3, 4, 3], 1.0).into()).is_err());
+    assert!(per_head_linear(&x, &random(2, &[2, 4, 2], 1.0).into()).is_err());
 }
 
 /// (x - mean) / sqrt(mean square + eps) over the last `dims` dims, flattened for it.
@@ -282,7 +282,7 @@ fn shapes() {
                 "repeat heads",
                 &inputs[..1],
                 |x| Ok(vec![shape::repeat_heads(&x[0], g * group)?]),
-                |x| Ok(vec![reference::repeat_heads(&x[0], g * group)?]),
+                |x| Ok(vec![naive::repeat_heads(&x[0], g * group)?]),
                 TOLERANCE,
             );
         }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::names::{Arrangement, Names, NormAt, Part, Stored, Target};
-use crate::mixer::Site;
+use crate::mixer::LayerDims;
 
 /// A decoder as plain data. Letters as in the crate's legend.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -224,8 +224,8 @@ pub struct StoredTensor {
 
 impl Spec {
     /// What the mixer of a layer is told.
-    pub fn site(&self, layer: usize) -> Site {
-        Site {
+    pub fn layer_dims(&self, layer: usize) -> LayerDims {
+        LayerDims {
             heads: self.heads,
             kv_heads: self.kv_heads,
             width: self.head_width,

@@ -134,7 +134,7 @@ impl Converted {
         };
         let conversion: Conversion =
             serde_json::from_value(block.clone().into()).map_err(|error| broken(error.to_string()))?;
-        let outline = Student::outline(conversion, spec).map_err(|error| broken(error.to_string()))?;
+        let outline = Student::without_weights(conversion, spec).map_err(|error| broken(error.to_string()))?;
         let added = outline.new_tensors();
         if let Some((name, ..)) = added.iter().find(|(name, ..)| checkpoint.info(name).is_none()) {
             return Err(checkpoint.missing(name, |_| true));

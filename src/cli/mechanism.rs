@@ -7,7 +7,8 @@ use super::format::{self, Align, table};
 use crate::Result;
 use crate::arch::Spec;
 use crate::mixer::{
-    How, Knob, Mixer, NewTensor, OptionKind, OptionSpec, Options, Per, Registration, Site, Softmax, Window,
+    CalibrationParam, CalibrationUpdate, Granularity, LayerDims, Mixer, NewTensor, OptionKind, OptionSpec, Options,
+    Registration, Softmax, Window,
 };
 
 /// The window of the example recipe, LoLCATs'.
@@ -16,29 +17,29 @@ const WINDOW: usize = 64;
 /// Layers that mixers are put in.
 pub(super) struct Place {
     name: String,
-    sites: Vec<Site>,
+    sites: Vec<LayerDims>,
 }
 
 impl Place {
     /// Those of Llama 3.2 1B.
     pub fn example() -> Place {
         let layers = 16;
-        let site = |layer| Site { heads: 32, kv_heads: 8, width: 64, model_width: 2048, layer, layers };
-        Place { name: "Llama 3.2 1B".into(), sites: (0..layers).map(site).collect() }
+        let layer_dims = |layer| LayerDims { heads: 32, kv_heads: 8, width: 64, model_width: 2048, layer, layers };
+        Place { name: "Llama 3.2 1B".into(), sites: (0..layers).map(layer_dims).collect() }
     }
 
     /// Those of a model.
     pub fn of(name: &str, spec: &Spec) -> Place {
-        Place { name: name.into(), sites: (0..spec.layers).map(|layer| spec.site(layer)).collect() }
+        Place { name: name.into(), sites: (0..spec.layers).map(|layer| spec.layer_dims(layer)).collect() }
     }
 
-    fn first(&self) -> Site {
+    fn first(&self) -> LayerDims {
         self.sites[0]
     }
 
     /// `the 16 layers of Llama 3.2 1B (32 query heads, ...)`
     pub fn words(&self) -> String {
-        let Site { heads, kv_heads, width, model_width, .. } = self.first();
+        let LayerDims { heads, kv_heads, width, model_width, .. } = self.first();
         format!(
             "the {} layers of {} ({heads} query heads on {kv_heads} key-value heads, head width {width}, model width \
              {model_width})",
@@ -48,7 +49,7 @@ impl Place {
     }
 
     fn json(&self) -> Value {
-        let Site { heads, kv_heads, width, model_width, layers, .. } = self.first();
+        let LayerDims { heads, kv_heads, width, model_width, layers, .. } = self.first();
         json!({
             "name": self.name, "layers": layers, "heads": heads, "kv_heads": kv_heads, "head_width": width,
             "width": model_width,
@@ -111,7 +112,7 @@ pub(super) struct Mechanism {
     pub paper: &'static str,
     /// Whether q and k come to it after the teacher's RoPE.
     rope: bool,
-    seeding: &'static str,
+    inherits: &'static str,
     /// Ways in which a window can stand beside it, its default first.
     windows: Vec<&'static str>,
     options: Vec<Value>,
@@ -120,7 +121,7 @@ pub(super) struct Mechanism {
     /// Of the last layer.
     tensors: Vec<Added>,
     /// What calibration tries, one after the other.
-    knobs: Vec<Value>,
+    calibration_params: Vec<Value>,
     /// What calibration scales the output by.
     scale: Option<&'static str>,
     pub state_bytes_per_head: Range,
@@ -134,23 +135,23 @@ impl Mechanism {
     /// With its defaults, without a window.
     pub fn new(registration: &'static Registration, place: &Place) -> Result<Mechanism> {
         let options = Options::new(registration.options, &Default::default())?;
-        let build = |site: &Site| (registration.build)(&options, *site, None);
+        let build = |layer_dims: &LayerDims| (registration.build)(&options, *layer_dims, None);
         let mixers = place.sites.iter().map(build).collect::<Result<Vec<Box<dyn Mixer>>>>()?;
         let added = |m: &dyn Mixer| m.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
-        let last = mixers.last().map(|mixer| (mixer.tensors(), mixer.knobs(), mixer.scale().name()));
-        let (tensors, knobs, scale) = last.unwrap_or_default();
+        let last = mixers.last().map(|mixer| (mixer.tensors(), mixer.calibration_params(), mixer.scale().name()));
+        let (tensors, calibration_params, scale) = last.unwrap_or_default();
         Ok(Mechanism {
             name: registration.name,
             summary: registration.summary,
             formula: registration.formula,
             paper: registration.paper,
             rope: registration.rope,
-            seeding: registration.seeding,
+            inherits: registration.inherits,
             windows: registration.combine.iter().map(|combine| combine.name()).collect(),
             options: registration.options.iter().map(option).collect(),
             place: place.json(),
             tensors: tensors.into_iter().map(Added::from).collect(),
-            knobs: knobs.iter().map(knob).collect(),
+            calibration_params: calibration_params.iter().map(calibration_param).collect(),
             scale,
             state_bytes_per_head: Range::of(mixers.iter().map(|m| m.state_bytes(1) / place.first().heads)),
             added_parameters: Range::of(mixers.iter().map(|m| added(&**m))),
@@ -181,7 +182,7 @@ impl Mechanism {
                 ),
             ),
             ("adds", format!("{} parameters to a layer", self.added_parameters.count())),
-            ("q, k, v", format!("{rope}; {}; the o projection stays", self.seeding)),
+            ("q, k, v", format!("{rope}; {}; the o projection stays", self.inherits)),
             ("window", format!("alone, or beside one combined as {}", combine.join(" or "))),
         ];
         for (name, text) in facts {
@@ -206,12 +207,16 @@ impl Mechanism {
             values.as_array().into_iter().flatten().map(Value::to_string).collect::<Vec<_>>().join(", ")
         };
         let mut steps: Vec<String> = self
-            .knobs
+            .calibration_params
             .iter()
-            .map(|knob| {
-                let how = if knob["how"] == "set" { "set to" } else { "times" };
-                let per = text(&knob["per"]);
-                format!("{} {how} {}, whichever is best for the {per}", text(&knob["tensor"]), numbers(&knob["values"]))
+            .map(|calibration_param| {
+                let how = if calibration_param["how"] == "set" { "set to" } else { "times" };
+                let per = text(&calibration_param["per"]);
+                format!(
+                    "{} {how} {}, whichever is best for the {per}",
+                    text(&calibration_param["tensor"]),
+                    numbers(&calibration_param["values"])
+                )
             })
             .collect();
         steps.extend(self.scale.map(|scale| format!("{scale}, head by head, to the teacher's output")));
@@ -268,18 +273,18 @@ fn option(option: &OptionSpec) -> Value {
     described
 }
 
-fn knob(knob: &Knob) -> Value {
-    let per = match knob.per {
-        Per::Head => "head",
-        Per::KvHead => "key-value head",
+fn calibration_param(calibration_param: &CalibrationParam) -> Value {
+    let per = match calibration_param.granularity {
+        Granularity::Head => "head",
+        Granularity::KvHead => "key-value head",
     };
-    let how = match knob.how {
-        How::Set => "set",
-        How::Multiply => "multiply",
+    let how = match calibration_param.update {
+        CalibrationUpdate::Set => "set",
+        CalibrationUpdate::Multiply => "multiply",
     };
     // As they are written, not as an f64 has them.
-    let values = knob.values.iter().map(|value| value.to_string().parse::<f64>().unwrap_or_default());
-    json!({ "tensor": knob.tensor, "per": per, "how": how, "values": values.collect::<Vec<_>>() })
+    let values = calibration_param.values.iter().map(|value| value.to_string().parse::<f64>().unwrap_or_default());
+    json!({ "tensor": calibration_param.tensor, "per": per, "how": how, "values": values.collect::<Vec<_>>() })
 }
 
 /// The table `[student]` with every default that does not depend on the teacher, and a window.

@@ -18,13 +18,13 @@ pub(super) fn errors(
     let replaced: Vec<usize> = (0..teacher.spec.layers).filter(|&layer| student.replaced(layer)).collect();
     let mut errors = vec![];
     let teacher = View::teacher(teacher);
-    teacher.run(ids, batch, &mut |tap| {
-        if student.replaced(tap.layer) {
-            let target = teacher.attention(tap.layer, tap.input)?;
-            let missing = minus(&main.attention(tap.layer, tap.input)?, &target)?;
-            errors.push(LayerError { layer: tap.layer, error: square_sum(&missing)? / square_sum(&target)? });
+    teacher.run(ids, batch, &mut |hook| {
+        if student.replaced(hook.layer) {
+            let target = teacher.attention(hook.layer, hook.input)?;
+            let missing = minus(&main.attention(hook.layer, hook.input)?, &target)?;
+            errors.push(LayerError { layer: hook.layer, error: square_sum(&missing)? / square_sum(&target)? });
         }
-        Ok(if Some(&tap.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
+        Ok(if Some(&hook.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
     })?;
     Ok(errors)
 }

@@ -13,7 +13,7 @@ pub use text::{EvaluationText, Part, Selection, beyond_training};
 
 use crate::mixer::Branches;
 use crate::model::{Model, Student, View};
-use crate::ops::head::{self, Sums};
+use crate::ops::lm_head::{self, Sums};
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -61,7 +61,7 @@ pub fn evaluate(
         check_interrupt()?;
         let rows = first..(first + batch).min(windows.len());
         let ids: Vec<u32> = rows.clone().flat_map(|i| windows.get(i).iter().copied()).collect();
-        let targets = head::next_tokens(&ids, sequence);
+        let targets = lm_head::next_tokens(&ids, sequence);
         if let (0, Some(teacher), Some(student)) = (first, teacher, student) {
             layer_errors = layers::errors(teacher, student, &main, &ids, rows.len())?;
         }
@@ -104,9 +104,9 @@ fn bare<'a>(teacher: &'a Model, student: &'a Student) -> View<'a> {
 
 /// Sums of every view on one batch; views on one head share its pass.
 fn score(views: &[(&str, View)], hidden: &[Tensor], targets: &[u32]) -> Result<Vec<Sums>> {
-    let heads: Vec<&head::Head> = views.iter().map(|(_, v)| &v.model.head).collect();
-    let models: Vec<(&Tensor, &head::Head)> = hidden.iter().zip(heads).collect();
-    head::compare(&models, targets)
+    let heads: Vec<&lm_head::Head> = views.iter().map(|(_, v)| &v.model.head).collect();
+    let models: Vec<(&Tensor, &lm_head::Head)> = hidden.iter().zip(heads).collect();
+    lm_head::compare(&models, targets)
 }
 
 fn scored(sums: &Sums, against_teacher: bool) -> Score {

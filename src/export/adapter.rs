@@ -42,7 +42,7 @@ pub(super) fn write(folder: &Path, model: &Model, student: &Student, base: &str)
         let (Some(layer), all) = (stored.layer, targets(&stored)) else { continue };
         let adapted: Vec<Target> = all.iter().copied().filter(|t| adapter.targets.contains(t)).collect();
         let Some(module) = stored.name.strip_suffix(".weight").filter(|_| !adapted.is_empty()) else { continue };
-        let (a, b) = joined(spec, &stored, adapter, student, layer, &all, &adapted)?;
+        let (a, b) = kv(spec, &stored, adapter, student, layer, &all, &adapted)?;
         tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), a);
         tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), b);
         let block = spec.name(spec.names.attention.split_inclusive("{}.").next().unwrap_or_default(), layer);
@@ -80,7 +80,7 @@ pub(super) fn write(folder: &Path, model: &Model, student: &Student, base: &str)
 }
 
 /// A and B of one tensor.
-fn joined(
+fn kv(
     spec: &Spec,
     stored: &StoredTensor,
     adapter: &Adapter,

@@ -14,7 +14,7 @@ use super::forms::without_fla;
 use super::place::Place;
 use crate::arch::{NormAt, NormKind, Part, Spec, Target};
 use crate::checkpoint::{CONFIG, Checkpoint, Writer, write_atomically};
-use crate::mixer::Bound;
+use crate::mixer::Params;
 use crate::model::{Conversion, Model, Student};
 use crate::ops::Var;
 use crate::{Error, Result};
@@ -90,7 +90,7 @@ fn tensors(form: &Form, model: &Model, student: &Student) -> Result<BTreeMap<Str
         all.insert("lm_head.weight".into(), model.head.weight.clone());
     }
     for (layer, weights) in model.layers.iter().enumerate() {
-        let bound: Bound = Bound(
+        let bound: Params = Params(
             student.mixer_tensors(layer).map(|(name, _, t)| (name.to_string(), Var::constant(t.clone()))).collect(),
         );
         let mut put = |name: &str, tensor: Tensor| all.insert(format!("model.layers.{layer}.{name}"), tensor);

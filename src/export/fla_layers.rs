@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::arch::{Spec, Target};
-use crate::mixer::Bound;
+use crate::mixer::Params;
 use crate::model::{Conversion, Layer as Weights};
 use crate::{Error, Result};
 
@@ -142,15 +142,15 @@ impl Form {
     }
 
     /// Options of a conversion that its layer has no place for.
-    pub fn misfits(&self, spec: &Spec, conversion: &Conversion) -> Vec<String> {
+    pub fn incompatibilities(&self, spec: &Spec, conversion: &Conversion) -> Vec<String> {
         let fits = |name: &str, wanted: &str| {
             let wanted = serde_json::from_str(wanted).unwrap_or(Value::Null);
             let given = conversion.options.get(name).unwrap_or(&Value::Null);
             // The rank that a recipe leaves open is the width of a head.
             *given == wanted || (wanted.is_null() && given.as_u64() == Some(spec.head_width as u64))
         };
-        let misfits = self.needs.iter().filter(|(name, wanted)| !fits(name, wanted));
-        let mut reasons: Vec<String> = misfits.map(|(name, wanted)| why(name, wanted, spec)).collect();
+        let incompatibilities = self.needs.iter().filter(|(name, wanted)| !fits(name, wanted));
+        let mut reasons: Vec<String> = incompatibilities.map(|(name, wanted)| why(name, wanted, spec)).collect();
         // Some of its configurations say the widths of all heads as a multiple, and round down.
         if (spec.width as f64 * expansion(spec)) as usize != spec.heads * spec.head_width {
             reasons.push("the width of its heads is a share of the model's".into());
@@ -164,7 +164,7 @@ impl Form {
         spec: &Spec,
         conversion: &Conversion,
         weights: &Weights,
-        bound: &Bound,
+        bound: &Params,
     ) -> Result<Vec<(String, Tensor)>> {
         let mut layer = Layer { spec, conversion, weights, bound, tensors: vec![] };
         (self.layer)(&mut layer)?;
@@ -197,7 +197,7 @@ struct Layer<'a> {
     spec: &'a Spec,
     conversion: &'a Conversion,
     weights: &'a Weights,
-    bound: &'a Bound,
+    bound: &'a Params,
     tensors: Vec<(String, Tensor)>,
 }
 

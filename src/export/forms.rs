@@ -38,7 +38,7 @@ pub fn without_fla(spec: &Spec, conversion: &Conversion) -> Vec<String> {
         }
         "liger-gla" | "liger-hgrn2" | "liger-gsa" => reasons.push("its gates are made of the keys".into()),
         other => match Form::of(other) {
-            Some(form) => reasons.extend(form.misfits(spec, conversion)),
+            Some(form) => reasons.extend(form.incompatibilities(spec, conversion)),
             None => reasons.push(format!("the package has no model with the layer of `{other}`")),
         },
     }

@@ -11,7 +11,7 @@ use crate::arch::Spec;
 use crate::checkpoint::{Checkpoint, Location};
 use crate::mixer::initial::generator;
 use crate::model::{Model, Student, View};
-use crate::ops::head;
+use crate::ops::lm_head;
 use crate::progress::{Progress, Unit, check_interrupt};
 use crate::{Error, Result};
 
@@ -111,7 +111,7 @@ struct Batch {
 /// What a model makes of a batch: hidden states [1, N, D] and the head that turns them into logits.
 struct Answers {
     hidden: Tensor,
-    head: head::Head,
+    head: lm_head::Head,
 }
 
 impl Batch {
@@ -137,7 +137,7 @@ fn difference(a: &Answers, b: &Answers) -> Result<f32> {
     for first in (0..tokens).step_by(step) {
         let logits = |x: &Answers| -> Result<Vec<f32>> {
             let part = x.hidden.narrow(1, first, step.min(tokens - first))?.contiguous()?;
-            Ok(head::logits(&part, &x.head)?.flatten_all()?.to_vec1()?)
+            Ok(lm_head::logits(&part, &x.head)?.flatten_all()?.to_vec1()?)
         };
         for (x, y) in logits(a)?.into_iter().zip(logits(b)?) {
             let d = (x - y).abs();

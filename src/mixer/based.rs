@@ -4,17 +4,17 @@
 //! o_t = phi(q'_t) S_t / (phi(q'_t).z_t + 1e-6), on q and k after RoPE. The paper's q and k projections are f wide; here a
 //! head of a teacher keeps its width and W_q, W_k [H, f, K] reduce it, the first f elements at the start.
 
-use super::carry::Carry;
 use super::maps::Maps;
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, Misfit, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale,
-    Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Incompatibility, Initial, LayerDims, LayerInputs,
+    NewTensor, OptionKind, OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
+use crate::ops::normalize::normalize;
 use crate::ops::polynomial::taylor;
-use crate::ops::quotient::quotient;
 
 /// What is added to the normaliser.
 const EPS: f32 = 1e-6;
@@ -34,19 +34,23 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(q).phi(k) = 1 + s + s^2 / 2, s = (W_q q).(W_k k) / sqrt f;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Based (arXiv 2402.18668)",
     rope: true,
-    seeding: "q and k through learned maps that start as their first channels",
-    options: &[WIDTH, Maps::SHARED, Scale::OPTION],
+    inherits: "q and k through learned maps that start as their first channels",
+    options: &[WIDTH, Maps::SHARED, OutputScale::OPTION],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let columns = options.integer("feature_width", site.width.min(16));
-        let maps = Maps { site, columns, shared: options.word("maps") == "shared", initial: Initial::Identity };
-        Ok(recurrent::mixer(Based { maps, scale: Scale::added(options.flag("output_scale")) }, site, window))
+    build: |options, layer_dims, window| {
+        let columns = options.integer("feature_width", layer_dims.width.min(16));
+        let maps = Maps { layer_dims, columns, shared: options.word("maps") == "shared", initial: Initial::Identity };
+        Ok(recurrent::mixer(
+            Based { maps, scale: OutputScale::added(options.flag("output_scale")) },
+            layer_dims,
+            window,
+        ))
     },
 };
 
 struct Based {
     maps: Maps,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for Based {
@@ -54,30 +58,34 @@ impl Recurrent for Based {
         vec![self.maps.tensor("q_map"), self.maps.tensor("k_map")]
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let (q, k) = heads.rotated()?;
-        let (a, b) = (taylor(&self.maps.run(q, bound, "q_map")?)?, taylor(&self.maps.run(k, bound, "k_map")?)?);
-        let (num, den) = carry.linear(("s", "z"), &a, &b, &heads.v)?;
-        quotient(&num, &den, EPS)
+        let (a, b) = (taylor(&self.maps.run(q, params, "q_map")?)?, taylor(&self.maps.run(k, params, "k_map")?)?);
+        let (num, den) = ops.linear(("s", "z"), &a, &b, &heads.v)?;
+        normalize(&num, &den, EPS)
     }
 
-    fn misfits(&self, _: usize) -> Vec<Misfit> {
-        Misfit::wide_identity(WIDTH.name, self.maps.columns, &self.maps.site, "").into_iter().collect()
+    fn incompatibilities(&self, _: usize) -> Vec<Incompatibility> {
+        Incompatibility::wide_identity(WIDTH.name, self.maps.columns, &self.maps.layer_dims, "").into_iter().collect()
     }
 
-    fn knobs(&self) -> Vec<Knob> {
-        let map =
-            |tensor| Knob { tensor, per: Per::Head, values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0], how: How::Multiply };
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
+        let map = |tensor| CalibrationParam {
+            tensor,
+            granularity: Granularity::Head,
+            values: &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0],
+            update: CalibrationUpdate::Multiply,
+        };
         // A shared map has no part of each head.
         if self.maps.shared { vec![] } else { vec![map("q_map"), map("k_map")] }
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        let (Site { heads, width, .. }, f) = (self.maps.site, self.maps.columns);
+        let (LayerDims { heads, width, .. }, f) = (self.maps.layer_dims, self.maps.columns);
         heads * (1 + f + f * (f + 1) / 2) * (width + 1)
     }
 }

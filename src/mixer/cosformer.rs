@@ -5,15 +5,18 @@
 //! code: no RoPE. The paper's M is the length of the text; a text that goes on needs one M for all lengths. Beyond a
 //! distance of M weights would turn negative, so M should be at least the longest text.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, Misfit, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, Incompatibility, LayerDims, LayerInputs, NewTensor, OptionKind, OptionSpec, OutputScale,
+    Params, Registration,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::mul;
-use crate::ops::map::{Map, map};
-use crate::ops::quotient::quotient;
+use crate::ops::normalize::normalize;
 use crate::ops::shape::{concat_last, repeat_heads};
+use crate::ops::unary::{Unary, unary};
 
 /// The smallest denominator.
 const FLOOR: f32 = 1e-6;
@@ -24,7 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(x_t) = [r sin u, r cos u], r = max(x, 0), u = pi t / 2M;  o_t = phi(q_t) S_t / max(phi(q_t).z_t, 1e-6)",
     paper: "cosFormer (arXiv 2202.08791)",
     rope: false,
-    seeding: "positive parts of q and k",
+    inherits: "positive parts of q and k",
     options: &[
         OptionSpec {
             name: "length",
@@ -33,21 +36,21 @@ pub const REGISTRATION: Registration = Registration {
             help: "M, tokens over which the cosine falls from 1 to 0: the longest text that will be read (the paper: \
                    the length of each text, which a text that goes on does not know)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let length = options.integer("length", 4096);
-        let mixer = Cosformer { site, length, scale: Scale::added(options.flag("output_scale")) };
-        Ok(recurrent::mixer(mixer, site, window))
+        let mixer = Cosformer { layer_dims, length, scale: OutputScale::added(options.flag("output_scale")) };
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Cosformer {
-    site: Site,
+    layer_dims: LayerDims,
     /// M
     length: usize,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for Cosformer {
@@ -55,21 +58,21 @@ impl Recurrent for Cosformer {
         vec![]
     }
 
-    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, _: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let quarter = std::f64::consts::FRAC_PI_2 / self.length as f64;
-        let sine = carry.of_positions(|t| (quarter * (t + 1) as f64).sin())?;
-        let cosine = carry.of_positions(|t| (quarter * (t + 1) as f64).cos())?;
+        let sine = ops.of_positions(|t| (quarter * (t + 1) as f64).sin())?;
+        let cosine = ops.of_positions(|t| (quarter * (t + 1) as f64).cos())?;
         let features = |x: &Var| -> Result<Var> {
-            let r = map(x, Map::Relu)?;
-            repeat_heads(&concat_last(&[&mul(&r, &sine)?, &mul(&r, &cosine)?])?, self.site.heads)
+            let r = unary(x, Unary::Relu)?;
+            repeat_heads(&concat_last(&[&mul(&r, &sine)?, &mul(&r, &cosine)?])?, self.layer_dims.heads)
         };
         let (a, b) = (features(&heads.q)?, features(&heads.k)?);
-        let (num, den) = carry.linear(("s", "z"), &a, &b, &heads.v)?;
-        quotient(&num, &map(&den, Map::Clamp { min: FLOOR, max: f32::INFINITY })?, 0.0)
+        let (num, den) = ops.linear(("s", "z"), &a, &b, &heads.v)?;
+        normalize(&num, &unary(&den, Unary::Clamp { min: FLOOR, max: f32::INFINITY })?, 0.0)
     }
 
-    fn misfits(&self, tokens: usize) -> Vec<Misfit> {
-        let misfit = Misfit {
+    fn incompatibilities(&self, tokens: usize) -> Vec<Incompatibility> {
+        let incompatibility = Incompatibility {
             option: Some("length"),
             what: format!(
                 "`length` is {}: in a text of {tokens} tokens, weights of keys that are further away turn negative",
@@ -77,19 +80,19 @@ impl Recurrent for Cosformer {
             ),
             hint: format!("at least {tokens}"),
         };
-        if tokens > self.length { vec![misfit] } else { vec![] }
+        if tokens > self.length { vec![incompatibility] } else { vec![] }
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         vec![]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        let Site { heads, width, .. } = self.site;
+        let LayerDims { heads, width, .. } = self.layer_dims;
         heads * 2 * width * (width + 1)
     }
 }

@@ -1,13 +1,16 @@
 //! Parts that mechanisms with the delta rule share: writes between 0 and 1 or 2, unit vectors, decays of a step size.
 
 use super::parts::{gate, gate_tensors};
-use super::{Bound, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Options, Per, Site};
+use super::{
+    CalibrationParam, CalibrationUpdate, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, Options, Params,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, scale};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::norm::l2_norm;
+use crate::ops::unary::{Unary, unary};
 
 /// A decay of 0.99 a token at the start, e^A softplus(b) = 0.01: in the range that the papers draw from.
 const LOG_A: f32 = 0.0;
@@ -32,8 +35,12 @@ pub const BETA_BIAS: OptionSpec = OptionSpec {
 };
 
 /// Decays of 0.5 to 0.9998 a token.
-pub const DECAY_KNOB: Knob =
-    Knob { tensor: "dt_bias", per: Per::Head, values: &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5], how: How::Set };
+pub const DECAY_KNOB: CalibrationParam = CalibrationParam {
+    tensor: "dt_bias",
+    granularity: Granularity::Head,
+    values: &[-0.02, -1.1, -2.2, -3.0, -4.6, -6.0, -8.5],
+    update: CalibrationUpdate::Set,
+};
 
 /// q / |q| sqrt K and k / |k|.
 pub fn unit_vectors(q: &Var, k: &Var, width: usize) -> Result<(Var, Var)> {
@@ -60,45 +67,56 @@ impl Beta {
     }
 
     /// Those of `n` logits, the bias starting at `start`.
-    pub fn tensors(&self, [weight, bias]: [&'static str; 2], site: &Site, n: usize, start: f32) -> Vec<NewTensor> {
-        let all = gate_tensors(weight, bias, site, n, start);
+    pub fn tensors(
+        &self,
+        [weight, bias]: [&'static str; 2],
+        layer_dims: &LayerDims,
+        n: usize,
+        start: f32,
+    ) -> Vec<NewTensor> {
+        let all = gate_tensors(weight, bias, layer_dims, n, start);
         all.into_iter().take(if self.biased { 2 } else { 1 }).collect()
     }
 
     /// [B, T, n]
-    pub fn logits(&self, [weight, bias]: [&str; 2], heads: &Heads, bound: &Bound) -> Result<Var> {
-        let logits = linear(heads.input()?, bound.get(weight)?)?;
-        if self.biased { add(&logits, bound.get(bias)?) } else { Ok(logits) }
+    pub fn logits(&self, [weight, bias]: [&str; 2], heads: &LayerInputs, params: &Params) -> Result<Var> {
+        let logits = linear(heads.input()?, params.get(weight)?)?;
+        if self.biased { add(&logits, params.get(bias)?) } else { Ok(logits) }
     }
 
     /// beta of logits.
     pub fn of(&self, logits: &Var) -> Result<Var> {
-        scale(&map(logits, Map::Sigmoid)?, self.reach, 0.0)
+        scale(&unary(logits, Unary::Sigmoid)?, self.reach, 0.0)
     }
 
     /// beta [B, T, H, 1] of one write a token.
-    pub fn run(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
-        let logits = self.logits(Self::NAMES, heads, bound)?;
+    pub fn run(&self, heads: &LayerInputs, params: &Params) -> Result<Var> {
+        let logits = self.logits(Self::NAMES, heads, params)?;
         let (b, t, h) = logits.value().dims3()?;
         self.of(&logits.reshape(&[b, t, h, 1])?)
     }
 
-    pub fn knob(&self, values: &'static [f32]) -> Option<Knob> {
-        self.biased.then_some(Knob { tensor: Self::NAMES[1], per: Per::Head, values, how: How::Set })
+    pub fn calibration_param(&self, values: &'static [f32]) -> Option<CalibrationParam> {
+        self.biased.then_some(CalibrationParam {
+            tensor: Self::NAMES[1],
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Set,
+        })
     }
 }
 
 /// A, one per head.
-pub fn log_rate(site: &Site) -> NewTensor {
-    NewTensor { name: "a_log", shape: vec![site.heads, 1], initial: Initial::Constant(LOG_A) }
+pub fn log_rate(layer_dims: &LayerDims) -> NewTensor {
+    NewTensor { name: "a_log", shape: vec![layer_dims.heads, 1], initial: Initial::Constant(LOG_A) }
 }
 
 /// softplus(W x + b) [B, T, H, 1], W being `weight`.
-pub fn step_size(heads: &Heads, bound: &Bound, weight: &str, states: usize) -> Result<Var> {
-    map(&gate(heads, bound, weight, "dt_bias", states)?, Map::Softplus)
+pub fn step_size(heads: &LayerInputs, params: &Params, weight: &str, states: usize) -> Result<Var> {
+    unary(&gate(heads, params, weight, "dt_bias", states)?, Unary::Softplus)
 }
 
 /// The log decay -e^A dt.
-pub fn decay(step_size: &Var, bound: &Bound) -> Result<Var> {
-    scale(&mul(step_size, &map(bound.get("a_log")?, Map::Exp)?)?, -1.0, 0.0)
+pub fn decay(step_size: &Var, params: &Params) -> Result<Var> {
+    scale(&mul(step_size, &unary(params.get("a_log")?, Unary::Exp)?)?, -1.0, 0.0)
 }

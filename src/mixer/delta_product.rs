@@ -4,11 +4,14 @@
 //! o_t = (q_t / sqrt K)^T S_t; g and what follows as in Gated DeltaNet; beta = 2 sigmoid(W_b x). The first write takes the
 //! teacher's k and v; the others have projections and convolutions of their own. No RoPE.
 
-use super::carry::Carry;
 use super::delta_parts::{self as delta, Beta};
-use super::parts::{Convolutions, Finish, gate_tensors};
+use super::parts::{Convolutions, GatedNorm, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Initial, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, Initial, LayerDims, LayerInputs, NewTensor, OptionKind, OptionSpec, OutputScale, Params,
+    Registration,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::linear::linear;
@@ -24,7 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "S_t = (prod_i I - b_ti k_ti k_ti^T) e^g_t S_{t-1} + writes;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
     paper: "DeltaProduct (arXiv 2502.10297)",
     rope: false,
-    seeding: "q and the first write's k and v through short convolutions; q and k at unit length",
+    inherits: "q and the first write's k and v through short convolutions; q and k at unit length",
     options: &[
         OptionSpec {
             name: "micro_steps",
@@ -40,25 +43,25 @@ pub const REGISTRATION: Registration = Registration {
         },
         delta::BETA_BIAS,
         Convolutions::option("true"),
-        Finish::GATE,
+        GatedNorm::GATE,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let convolution = options.flag("convolution");
         let mixer = DeltaProduct {
-            site,
+            layer_dims,
             steps: options.integer("micro_steps", 2),
             beta: Beta::new(options),
-            convolutions: Convolutions::new(site, convolution),
+            convolutions: Convolutions::new(layer_dims, convolution),
             convolution,
-            finish: Finish::new(site, options.flag("output_gate"), 1e-5),
+            finish: GatedNorm::new(layer_dims, options.flag("output_gate"), 1e-5),
         };
-        Ok(recurrent::mixer(mixer, site, window))
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct DeltaProduct {
-    site: Site,
+    layer_dims: LayerDims,
     /// Writes a token.
     steps: usize,
     beta: Beta,
@@ -66,13 +69,13 @@ struct DeltaProduct {
     convolutions: Convolutions,
     /// Whether the other writes have theirs.
     convolution: bool,
-    finish: Finish,
+    finish: GatedNorm,
 }
 
 impl DeltaProduct {
     /// Channels of the other writes' keys, or values.
     fn more(&self) -> usize {
-        (self.steps - 1) * self.site.kv_heads * self.site.width
+        (self.steps - 1) * self.layer_dims.kv_heads * self.layer_dims.width
     }
 
     /// Keys or values of all writes, [B, T n, G, K], from the first's, [B, T, G, K].
@@ -80,42 +83,42 @@ impl DeltaProduct {
         &self,
         first: &Var,
         (projection, convolution): (&str, &'static str),
-        heads: &Heads,
-        bound: &Bound,
-        carry: &mut Carry,
+        heads: &LayerInputs,
+        params: &Params,
+        ops: &mut StatefulOps,
     ) -> Result<Var> {
         let (batch, tokens, kv_heads, width) = first.value().dims4()?;
-        let mut more = linear(heads.input()?, bound.get(projection)?)?;
+        let mut more = linear(heads.input()?, params.get(projection)?)?;
         if self.convolution {
-            more = carry.convolution(convolution, &more, bound.get(convolution)?, None, true)?;
+            more = ops.convolution(convolution, &more, params.get(convolution)?, None, true)?;
         }
         let first = first.reshape(&[batch, tokens, kv_heads * width])?;
         concat_last(&[&first, &more])?.reshape(&[batch, tokens * self.steps, kv_heads, width])
     }
 
     /// beta of all writes, [B, T n, H, 1].
-    fn beta(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
+    fn beta(&self, heads: &LayerInputs, params: &Params) -> Result<Var> {
         let (batch, tokens) = heads.size()?;
-        let first = self.beta.logits(Beta::NAMES, heads, bound)?;
-        let more = self.beta.logits(MORE_BETA, heads, bound)?;
-        let logits = concat_last(&[&first, &more])?.reshape(&[batch, tokens * self.steps, self.site.heads, 1])?;
+        let first = self.beta.logits(Beta::NAMES, heads, params)?;
+        let more = self.beta.logits(MORE_BETA, heads, params)?;
+        let logits = concat_last(&[&first, &more])?.reshape(&[batch, tokens * self.steps, self.layer_dims.heads, 1])?;
         self.beta.of(&logits)
     }
 }
 
 impl Recurrent for DeltaProduct {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, model_width, .. } = self.site;
+        let LayerDims { heads, model_width, .. } = self.layer_dims;
         let (more, more_heads) = (self.more(), (self.steps - 1) * heads);
         let random = Initial::Kaiming { fan_in: model_width };
         let mut all = vec![
-            delta::log_rate(&self.site),
+            delta::log_rate(&self.layer_dims),
             NewTensor { name: "more_k_weight", shape: vec![more, model_width], initial: random },
             NewTensor { name: "more_v_weight", shape: vec![more, model_width], initial: Initial::Constant(0.0) },
         ];
-        all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, heads, delta::DT_BIAS));
-        all.extend(self.beta.tensors(Beta::NAMES, &self.site, heads, 0.0));
-        all.extend(self.beta.tensors(MORE_BETA, &self.site, more_heads, MORE_BETA_BIAS));
+        all.extend(gate_tensors("decay_weight", "dt_bias", &self.layer_dims, heads, delta::DT_BIAS));
+        all.extend(self.beta.tensors(Beta::NAMES, &self.layer_dims, heads, 0.0));
+        all.extend(self.beta.tensors(MORE_BETA, &self.layer_dims, more_heads, MORE_BETA_BIAS));
         all.extend(self.convolutions.tensors());
         if self.convolution {
             all.push(Convolutions::taps("more_k_convolution", more));
@@ -125,29 +128,29 @@ impl Recurrent for DeltaProduct {
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let (Site { heads: h, width, .. }, n) = (self.site, self.steps);
-        let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
-        let k = self.all(&k, ("more_k_weight", "more_k_convolution"), heads, bound, carry)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let (LayerDims { heads: h, width, .. }, n) = (self.layer_dims, self.steps);
+        let (q, k, v) = self.convolutions.run(heads, params, ops)?;
+        let k = self.all(&k, ("more_k_weight", "more_k_convolution"), heads, params, ops)?;
         let (q, k) = delta::unit_vectors(&q, &k, width)?;
-        let v = self.all(&v, ("more_v_weight", "more_v_convolution"), heads, bound, carry)?;
-        let decay = delta::decay(&delta::step_size(heads, bound, "decay_weight", h)?, bound)?;
+        let v = self.all(&v, ("more_v_weight", "more_v_convolution"), heads, params, ops)?;
+        let decay = delta::decay(&delta::step_size(heads, params, "decay_weight", h)?, params)?;
         // A token decays before its first write and is read after its last.
         let (q, decay) = (place_micro_step(&q, n, n - 1)?, place_micro_step(&decay, n, 0)?);
-        let o = carry.delta("s", (&q, &k, &v), &self.beta(heads, bound)?, Some(&decay), n)?;
-        self.finish.run(&pick_micro_step(&o, n, n - 1)?, heads, bound)
+        let o = ops.delta("s", (&q, &k, &v), &self.beta(heads, params)?, Some(&decay), n)?;
+        self.finish.run(&pick_micro_step(&o, n, n - 1)?, heads, params)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
-        std::iter::once(delta::DECAY_KNOB).chain(self.beta.knob(Beta::USUAL)).collect()
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
+        std::iter::once(delta::DECAY_KNOB).chain(self.beta.calibration_param(Beta::USUAL)).collect()
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(Finish::SCALE)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(GatedNorm::SCALE)
     }
 
     fn state_size(&self) -> usize {
         let tails = if self.convolution { Convolutions::tail(2 * self.more()) } else { 0 };
-        self.site.heads * self.site.width * self.site.width + self.convolutions.state_size() + tails
+        self.layer_dims.heads * self.layer_dims.width * self.layer_dims.width + self.convolutions.state_size() + tails
     }
 }

@@ -10,11 +10,14 @@
 //!
 //! beta is doubled where negative eigenvalues are allowed (arXiv 2411.12537).
 
-use super::carry::Carry;
 use super::delta_parts::{self as delta, Beta};
-use super::parts::{Convolutions, Finish, gate_tensors};
+use super::parts::{Convolutions, GatedNorm, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, Mixer, NewTensor, OptionSpec, Options, Registration, Scale, Site, Window};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, LayerDims, LayerInputs, Mixer, NewTensor, OptionSpec, Options, OutputScale, Params,
+    Registration, Window,
+};
 use crate::Result;
 use crate::ops::Var;
 
@@ -24,15 +27,15 @@ pub const DELTANET: Registration = Registration {
     formula: "S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K);  |q| = |k| = 1",
     paper: "DeltaNet (arXiv 2406.06484)",
     rope: false,
-    seeding: "q, k and v through short convolutions; q and k at unit length",
+    inherits: "q, k and v through short convolutions; q and k at unit length",
     options: &[
         delta::NEGATIVE_EIGENVALUES,
         delta::BETA_BIAS,
         Convolutions::option("true"),
-        OptionSpec { default: "false", ..Finish::GATE },
+        OptionSpec { default: "false", ..GatedNorm::GATE },
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| build(false, options, site, window),
+    build: |options, layer_dims, window| build(false, options, layer_dims, window),
 };
 
 pub const GATED: Registration = Registration {
@@ -41,70 +44,76 @@ pub const GATED: Registration = Registration {
     formula: "S~ = e^g_t S_{t-1};  S_t = S~ + b_t k_t (v_t - S~^T k_t)^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t)",
     paper: "Gated DeltaNet (arXiv 2412.06464)",
     rope: false,
-    seeding: "q, k and v through short convolutions; q and k at unit length",
-    options: &[delta::NEGATIVE_EIGENVALUES, delta::BETA_BIAS, Convolutions::option("true"), Finish::GATE],
+    inherits: "q, k and v through short convolutions; q and k at unit length",
+    options: &[delta::NEGATIVE_EIGENVALUES, delta::BETA_BIAS, Convolutions::option("true"), GatedNorm::GATE],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| build(true, options, site, window),
+    build: |options, layer_dims, window| build(true, options, layer_dims, window),
 };
 
-fn build(decays: bool, options: &Options, site: Site, window: Option<Window>) -> Result<Box<dyn Mixer>> {
+fn build(decays: bool, options: &Options, layer_dims: LayerDims, window: Option<Window>) -> Result<Box<dyn Mixer>> {
     let mixer = DeltaNet {
-        site,
+        layer_dims,
         decays,
         beta: Beta::new(options),
-        convolutions: Convolutions::new(site, options.flag("convolution")),
-        finish: Finish::new(site, options.flag("output_gate"), 1e-5),
+        convolutions: Convolutions::new(layer_dims, options.flag("convolution")),
+        finish: GatedNorm::new(layer_dims, options.flag("output_gate"), 1e-5),
     };
-    Ok(recurrent::mixer(mixer, site, window))
+    Ok(recurrent::mixer(mixer, layer_dims, window))
 }
 
 struct DeltaNet {
-    site: Site,
+    layer_dims: LayerDims,
     decays: bool,
     beta: Beta,
     convolutions: Convolutions,
-    finish: Finish,
+    finish: GatedNorm,
 }
 
 impl Recurrent for DeltaNet {
     fn tensors(&self) -> Vec<NewTensor> {
         let mut all = vec![];
         if self.decays {
-            all.push(delta::log_rate(&self.site));
-            all.extend(gate_tensors("decay_weight", "dt_bias", &self.site, self.site.heads, delta::DT_BIAS));
+            all.push(delta::log_rate(&self.layer_dims));
+            all.extend(gate_tensors(
+                "decay_weight",
+                "dt_bias",
+                &self.layer_dims,
+                self.layer_dims.heads,
+                delta::DT_BIAS,
+            ));
         }
-        all.extend(self.beta.tensors(Beta::NAMES, &self.site, self.site.heads, 0.0));
+        all.extend(self.beta.tensors(Beta::NAMES, &self.layer_dims, self.layer_dims.heads, 0.0));
         all.extend(self.convolutions.tensors());
         all.extend(self.finish.tensors());
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let Site { heads: h, width, .. } = self.site;
-        let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let LayerDims { heads: h, width, .. } = self.layer_dims;
+        let (q, k, v) = self.convolutions.run(heads, params, ops)?;
         let (q, k) = delta::unit_vectors(&q, &k, width)?;
         let decay = match self.decays {
-            true => Some(delta::decay(&delta::step_size(heads, bound, "decay_weight", h)?, bound)?),
+            true => Some(delta::decay(&delta::step_size(heads, params, "decay_weight", h)?, params)?),
             false => None,
         };
-        let beta = self.beta.run(heads, bound)?;
-        let o = carry.delta("s", (&q, &k, &v), &beta, decay.as_ref(), 1)?;
-        self.finish.run(&o, heads, bound)
+        let beta = self.beta.run(heads, params)?;
+        let o = ops.delta("s", (&q, &k, &v), &beta, decay.as_ref(), 1)?;
+        self.finish.run(&o, heads, params)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         if self.decays {
-            return std::iter::once(delta::DECAY_KNOB).chain(self.beta.knob(Beta::USUAL)).collect();
+            return std::iter::once(delta::DECAY_KNOB).chain(self.beta.calibration_param(Beta::USUAL)).collect();
         }
         // Without a decay, small writes are the only long average: beta of 0.001 to 0.95.
-        self.beta.knob(&[-7.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0]).into_iter().collect()
+        self.beta.calibration_param(&[-7.0, -4.5, -3.0, -2.0, -1.0, 0.0, 1.0, 3.0]).into_iter().collect()
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(Finish::SCALE)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(GatedNorm::SCALE)
     }
 
     fn state_size(&self) -> usize {
-        self.site.heads * self.site.width * self.site.width + self.convolutions.state_size()
+        self.layer_dims.heads * self.layer_dims.width * self.layer_dims.width + self.convolutions.state_size()
     }
 }

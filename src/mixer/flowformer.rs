@@ -10,14 +10,14 @@
 //!
 //! No RoPE. Flows pair a query head with its keys, so keys and values are repeated for every query head.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, NewTensor, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{CalibrationParam, Combine, LayerDims, LayerInputs, NewTensor, OutputScale, Params, Registration};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{mul, row_dot, scale};
-use crate::ops::map::{Map, map};
 use crate::ops::shape::repeat_heads;
+use crate::ops::unary::{Unary, unary};
 
 const EPS: f32 = 1e-6;
 
@@ -27,18 +27,18 @@ pub const REGISTRATION: Registration = Registration {
     formula: "o_t = sigmoid(C_t) (I_t / t) a_t^T sum_s b_s (p_s v_s)^T, a = sigmoid(q), b = sigmoid(k), flows I, C, p from prefix sums",
     paper: "Flowformer (arXiv 2202.06258)",
     rope: false,
-    seeding: "sigmoids of q and k",
-    options: &[Scale::OPTION],
+    inherits: "sigmoids of q and k",
+    options: &[OutputScale::OPTION],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let mixer = Flowformer { site, scale: Scale::added(options.flag("output_scale")) };
-        Ok(recurrent::mixer(mixer, site, window))
+    build: |options, layer_dims, window| {
+        let mixer = Flowformer { layer_dims, scale: OutputScale::added(options.flag("output_scale")) };
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Flowformer {
-    site: Site,
-    scale: Scale,
+    layer_dims: LayerDims,
+    scale: OutputScale,
 }
 
 impl Recurrent for Flowformer {
@@ -46,38 +46,38 @@ impl Recurrent for Flowformer {
         vec![]
     }
 
-    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
-        let count = carry.of_positions(|t| (t + 1) as f64)?;
-        let share = carry.of_positions(|t| 1.0 / (t + 1) as f64)?;
-        let a = map(&heads.q, Map::Sigmoid)?;
-        let b = repeat_heads(&map(&heads.k, Map::Sigmoid)?, self.site.heads)?;
-        let v = repeat_heads(&heads.v, self.site.heads)?;
+    fn mix(&self, heads: &LayerInputs, _: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let count = ops.of_positions(|t| (t + 1) as f64)?;
+        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
+        let a = unary(&heads.q, Unary::Sigmoid)?;
+        let b = repeat_heads(&unary(&heads.k, Unary::Sigmoid)?, self.layer_dims.heads)?;
+        let v = repeat_heads(&heads.v, self.layer_dims.heads)?;
         // (x + e).(the sum of y so far + e)
-        let flow = |carry: &mut Carry, name, x: &Var, y: &Var| -> Result<Var> {
-            row_dot(&scale(x, 1.0, EPS)?, &scale(&carry.sum(name, y)?, 1.0, EPS)?)
+        let flow = |ops: &mut StatefulOps, name, x: &Var, y: &Var| -> Result<Var> {
+            row_dot(&scale(x, 1.0, EPS)?, &scale(&ops.sum(name, y)?, 1.0, EPS)?)
         };
-        let incoming = mul(&map(&flow(carry, "b_sum", &a, &b)?, Map::Reciprocal)?, &count)?;
-        let outgoing = mul(&map(&flow(carry, "a_sum", &b, &a)?, Map::Reciprocal)?, &count)?;
-        let conserved_in = mul(&flow(carry, "b_flow", &a, &mul(&b, &outgoing)?)?, &share)?;
-        let conserved_out = mul(&flow(carry, "a_flow", &b, &mul(&a, &incoming)?)?, &share)?;
-        let strength = map(&map(&conserved_out, Map::Clamp { min: -1.0, max: 1.0 })?, Map::Exp)?;
+        let incoming = mul(&unary(&flow(ops, "b_sum", &a, &b)?, Unary::Reciprocal)?, &count)?;
+        let outgoing = mul(&unary(&flow(ops, "a_sum", &b, &a)?, Unary::Reciprocal)?, &count)?;
+        let conserved_in = mul(&flow(ops, "b_flow", &a, &mul(&b, &outgoing)?)?, &share)?;
+        let conserved_out = mul(&flow(ops, "a_flow", &b, &mul(&a, &incoming)?)?, &share)?;
+        let strength = unary(&unary(&conserved_out, Unary::Clamp { min: -1.0, max: 1.0 })?, Unary::Exp)?;
         // At least 1/e from the first token on; padding has a sum of zero.
-        let total = map(&carry.sum("strength", &strength)?, Map::Clamp { min: 0.1, max: f32::INFINITY })?;
-        let competition = mul(&mul(&strength, &map(&total, Map::Reciprocal)?)?, &count)?;
-        let o = carry.gated("s", (&a, &b, &mul(&v, &competition)?), None, None)?;
-        mul(&o, &mul(&mul(&map(&conserved_in, Map::Sigmoid)?, &incoming)?, &share)?)
+        let total = unary(&ops.sum("strength", &strength)?, Unary::Clamp { min: 0.1, max: f32::INFINITY })?;
+        let competition = mul(&mul(&strength, &unary(&total, Unary::Reciprocal)?)?, &count)?;
+        let o = ops.gated("s", (&a, &b, &mul(&v, &competition)?), None, None)?;
+        mul(&o, &mul(&mul(&unary(&conserved_in, Unary::Sigmoid)?, &incoming)?, &share)?)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         vec![]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        let Site { heads, width, .. } = self.site;
+        let LayerDims { heads, width, .. } = self.layer_dims;
         heads * (width * width + 4 * width + 1)
     }
 }

@@ -3,17 +3,18 @@
 //! g = ln sigmoid(W2 W1 x + b) / 16 per key channel, low rank 16; S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;
 //! o_t = (q_t / sqrt K)^T S_t; RMSNorm per head times swish(W_g x). No RoPE.
 
-use super::carry::Carry;
-use super::parts::{Convolutions, Finish};
+use super::parts::{Convolutions, GatedNorm};
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, scale};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
+use crate::ops::unary::{Unary, unary};
 
 /// What the log gate is divided by.
 const NORMALIZER: f32 = 16.0;
@@ -26,7 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;  o_t = norm(q_t^T S_t / sqrt K) swish(W_g x_t);  g = ln sigmoid(W2 W1 x + b) / 16",
     paper: "Gated Linear Attention (arXiv 2312.06635)",
     rope: false,
-    seeding: "q, k and v as they are",
+    inherits: "q, k and v as they are",
     options: &[
         OptionSpec {
             name: "gate_rank",
@@ -35,30 +36,30 @@ pub const REGISTRATION: Registration = Registration {
             help: "rank of the gate's projection (flash-linear-attention: 16)",
         },
         Convolutions::option("false"),
-        Finish::GATE,
+        GatedNorm::GATE,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let gla = Gla {
-            site,
+            layer_dims,
             rank: options.integer("gate_rank", 16),
-            convolutions: Convolutions::new(site, options.flag("convolution")),
-            finish: Finish::new(site, options.flag("output_gate"), 1e-5),
+            convolutions: Convolutions::new(layer_dims, options.flag("convolution")),
+            finish: GatedNorm::new(layer_dims, options.flag("output_gate"), 1e-5),
         };
-        Ok(recurrent::mixer(gla, site, window))
+        Ok(recurrent::mixer(gla, layer_dims, window))
     },
 };
 
 struct Gla {
-    site: Site,
+    layer_dims: LayerDims,
     rank: usize,
     convolutions: Convolutions,
-    finish: Finish,
+    finish: GatedNorm,
 }
 
 impl Recurrent for Gla {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { kv_heads, width, model_width, .. } = self.site;
+        let LayerDims { kv_heads, width, model_width, .. } = self.layer_dims;
         let gates = kv_heads * width;
         let down = Initial::Kaiming { fan_in: model_width };
         let mut all = vec![
@@ -71,29 +72,34 @@ impl Recurrent for Gla {
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let (q, k, v) = self.convolutions.run(heads, bound, carry)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let (q, k, v) = self.convolutions.run(heads, params, ops)?;
         let (batch, tokens) = heads.size()?;
-        let low = linear(heads.input()?, bound.get("gate_down")?)?;
-        let logits = add(&linear(&low, bound.get("gate_up")?)?, bound.get("gate_bias")?)?;
-        let gate = scale(&map(&logits, Map::LogSigmoid)?, 1.0 / NORMALIZER, 0.0)?;
-        let gate = gate.reshape(&[batch, tokens, self.site.kv_heads, self.site.width])?;
-        let q = scale(&q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?;
-        let o = carry.gated("s", (&q, &k, &v), Some(&gate), None)?;
-        self.finish.run(&o, heads, bound)
+        let low = linear(heads.input()?, params.get("gate_down")?)?;
+        let logits = add(&linear(&low, params.get("gate_up")?)?, params.get("gate_bias")?)?;
+        let gate = scale(&unary(&logits, Unary::LogSigmoid)?, 1.0 / NORMALIZER, 0.0)?;
+        let gate = gate.reshape(&[batch, tokens, self.layer_dims.kv_heads, self.layer_dims.width])?;
+        let q = scale(&q, 1.0 / (self.layer_dims.width as f32).sqrt(), 0.0)?;
+        let o = ops.gated("s", (&q, &k, &v), Some(&gate), None)?;
+        self.finish.run(&o, heads, params)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.51 to 0.9995 a token.
         let values = &[-10.6, -6.0, -3.0, -1.0, 0.0, 1.0, 2.0, 3.2, 4.5, 6.0];
-        vec![Knob { tensor: "gate_bias", per: Per::KvHead, values, how: How::Set }]
+        vec![CalibrationParam {
+            tensor: "gate_bias",
+            granularity: Granularity::KvHead,
+            values,
+            update: CalibrationUpdate::Set,
+        }]
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(Finish::SCALE)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(GatedNorm::SCALE)
     }
 
     fn state_size(&self) -> usize {
-        self.site.kv_heads * self.site.width * self.site.width + self.convolutions.state_size()
+        self.layer_dims.kv_heads * self.layer_dims.width * self.layer_dims.width + self.convolutions.state_size()
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A layer's projections of T tokens, and where the tokens stand.
-pub struct Heads {
+pub struct LayerInputs {
     /// The layer's normalised input [B, T, D], which gates are made of.
     input: Option<Var>,
     /// [B, T, H, K], before RoPE.
@@ -25,28 +25,28 @@ pub struct Heads {
     pub scores: Scores,
 }
 
-impl Heads {
+impl LayerInputs {
     /// Projections without input and positions: all that a mixer needs which looks at nothing else.
     pub fn new(q: Var, k: Var, v: Var) -> Result<Self> {
         let (batch, tokens, _, width) = q.value().dims4()?;
         let documents = Documents::whole(batch, tokens);
         let scores = (1.0 / (width as f32).sqrt()).into();
-        Ok(Heads { input: None, q, k, v, angles: None, rotated: OnceCell::new(), documents, scores })
+        Ok(LayerInputs { input: None, q, k, v, angles: None, rotated: OnceCell::new(), documents, scores })
     }
 
     /// The same with the layer's input and the angles of its tokens' positions (None: a layer without RoPE).
     pub fn of_layer(self, input: Var, angles: Option<Arc<Angles>>) -> Self {
-        Heads { input: Some(input), angles, rotated: OnceCell::new(), ..self }
+        LayerInputs { input: Some(input), angles, rotated: OnceCell::new(), ..self }
     }
 
     /// The same with several documents in a row, or padding.
     pub fn in_documents(self, documents: Arc<Documents>) -> Self {
-        Heads { documents, ..self }
+        LayerInputs { documents, ..self }
     }
 
     /// The same with scores of another scale, or capped.
     pub fn scored(self, scores: Scores) -> Self {
-        Heads { scores, ..self }
+        LayerInputs { scores, ..self }
     }
 
     /// q and k after RoPE, computed once.
@@ -78,9 +78,9 @@ impl Heads {
 
 /// The tensors of one layer's mixer by their own names, bound to a tape where they train.
 #[derive(Default)]
-pub struct Bound(pub BTreeMap<String, Var>);
+pub struct Params(pub BTreeMap<String, Var>);
 
-impl Bound {
+impl Params {
     pub fn get(&self, name: &str) -> Result<&Var> {
         self.0.get(name).ok_or_else(|| Error::Internal(format!("mixer tensor `{name}` is not bound")))
     }

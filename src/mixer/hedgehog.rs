@@ -10,11 +10,14 @@
 //! s_ij = q_i.k_j / sqrt K, m_i its maximum in the window, gamma = sigmoid(factor) learned per head, 0.1 at the start.
 //! The linear term is not multiplied by e^-m_i, as in the published code.
 
-use super::kernel::{self, Kernel, Side};
-use super::{Bound, Combine, How, Initial, Knob, Misfit, NewTensor, Per, Scale, Site};
+use super::feature_map::{self, FeatureMap, Side};
+use super::{
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Incompatibility, Initial, LayerDims, NewTensor,
+    OutputScale, Params,
+};
 use super::{OptionKind, OptionSpec, Registration};
 use crate::Result;
-use crate::ops::{Var, feature_map};
+use crate::ops::{Var, paired_softmax};
 
 /// LoLCATs' addition to the normaliser without a window.
 const EPS: f32 = 1e-12;
@@ -25,7 +28,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(x) = [softmax(x W), softmax(-x W)];  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Hedgehog (arXiv 2402.04347), as in LoLCATs (arXiv 2410.10254)",
     rope: true,
-    seeding: "q and k through learned maps that start as the identity",
+    inherits: "q and k through learned maps that start as the identity",
     options: &[
         OptionSpec {
             name: "feature_width",
@@ -44,39 +47,40 @@ pub const REGISTRATION: Registration = Registration {
         OptionSpec {
             help: "a learned scale per head on the output, which calibration sets; false: the published form, which has \
                    none; never beside a window under a joint normaliser (LoLCATs)",
-            ..Scale::OPTION
+            ..OutputScale::OPTION
         },
     ],
     combine: Combine::ALL,
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let kernel = Hedgehog {
-            site,
-            half: options.integer("feature_width", site.width),
+            layer_dims,
+            half: options.integer("feature_width", layer_dims.width),
             identity: options.word("init") == "identity",
-            scale: Scale::added(options.flag("output_scale")),
+            scale: OutputScale::added(options.flag("output_scale")),
         };
-        Ok(kernel::mixer(kernel, site, window))
+        Ok(feature_map::mixer(kernel, layer_dims, window))
     },
 };
 
 struct Hedgehog {
-    site: Site,
+    layer_dims: LayerDims,
     /// Columns of a map; a head has twice as many features.
     half: usize,
     identity: bool,
-    scale: Scale,
+    scale: OutputScale,
 }
 
-impl Kernel for Hedgehog {
+impl FeatureMap for Hedgehog {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, width, .. } = self.site;
+        let LayerDims { heads, width, .. } = self.layer_dims;
         let initial = if self.identity { Initial::Identity } else { Initial::Kaiming { fan_in: width } };
         let map = |name| NewTensor { name, shape: vec![heads, width, self.half], initial };
         vec![map("q_map"), map("k_map")]
     }
 
-    fn misfits(&self) -> Vec<Misfit> {
-        let identity = Misfit::wide_identity("feature_width", self.half, &self.site, " or `init = \"kaiming\"`");
+    fn incompatibilities(&self) -> Vec<Incompatibility> {
+        let identity =
+            Incompatibility::wide_identity("feature_width", self.half, &self.layer_dims, " or `init = \"kaiming\"`");
         identity.filter(|_| self.identity).into_iter().collect()
     }
 
@@ -84,12 +88,17 @@ impl Kernel for Hedgehog {
         2 * self.half
     }
 
-    fn knobs(&self) -> Vec<Knob> {
-        let map = |tensor| Knob { tensor, per: Per::Head, values: &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0], how: How::Multiply };
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
+        let map = |tensor| CalibrationParam {
+            tensor,
+            granularity: Granularity::Head,
+            values: &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0],
+            update: CalibrationUpdate::Multiply,
+        };
         vec![map("q_map"), map("k_map")]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
@@ -101,8 +110,8 @@ impl Kernel for Hedgehog {
         EPS
     }
 
-    fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var> {
+    fn map(&self, side: Side, x: &Var, params: &Params) -> Result<Var> {
         let map = if side == Side::Query { "q_map" } else { "k_map" };
-        feature_map::two_softmaxes(x, bound.get(map)?)
+        paired_softmax::two_softmaxes(x, params.get(map)?)
     }
 }

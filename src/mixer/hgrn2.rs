@@ -7,16 +7,17 @@
 //! lower bound lb is none in the first layer. The paper makes it rise with depth by a cumulative softmax over layers, which
 //! starts at l / L in layer l of L; here each layer learns its own, as a logit, from that start.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, scale};
-use crate::ops::map::{Map, map};
 use crate::ops::norm::rms_norm_over;
+use crate::ops::unary::{Unary, unary};
 
 /// sigmoid(3) = 0.95 a token, without a lower bound.
 const BIAS: f32 = 3.0;
@@ -29,7 +30,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "S_t = diag(e^g_t) S_{t-1} + (1 - e^g_t) v_t^T;  o_t = norm(silu(q_t)^T S_t / sqrt K);  e^g = lb + (1 - lb) sigmoid(k + b)",
     paper: "HGRN2 (arXiv 2404.07904)",
     rope: false,
-    seeding: "forget gate <- k, input <- v; q through SiLU",
+    inherits: "forget gate <- k, input <- v; q through SiLU",
     options: &[OptionSpec {
         name: "lower_bound",
         kind: OptionKind::Flag,
@@ -37,34 +38,34 @@ pub const REGISTRATION: Registration = Registration {
         help: "a learned lower bound of the decay in every layer but the first, l / L at the start",
     }],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let hgrn2 = Hgrn2 { site, bounded: options.flag("lower_bound") && site.layer > 0 };
-        Ok(recurrent::mixer(hgrn2, site, window))
+    build: |options, layer_dims, window| {
+        let hgrn2 = Hgrn2 { layer_dims, bounded: options.flag("lower_bound") && layer_dims.layer > 0 };
+        Ok(recurrent::mixer(hgrn2, layer_dims, window))
     },
 };
 
 struct Hgrn2 {
-    site: Site,
+    layer_dims: LayerDims,
     bounded: bool,
 }
 
 impl Hgrn2 {
     /// The log gate and the key of `f`.
-    fn gate(&self, f: &Var, bound: &Bound) -> Result<(Var, Var)> {
-        let rest = map(&scale(f, -1.0, 0.0)?, Map::Sigmoid)?;
+    fn gate(&self, f: &Var, params: &Params) -> Result<(Var, Var)> {
+        let rest = unary(&scale(f, -1.0, 0.0)?, Unary::Sigmoid)?;
         if !self.bounded {
-            return Ok((map(f, Map::LogSigmoid)?, rest));
+            return Ok((unary(f, Unary::LogSigmoid)?, rest));
         }
-        let logit = bound.get("lower_bound_logit")?;
-        let (lowest, free) = (map(logit, Map::Sigmoid)?, map(&scale(logit, -1.0, 0.0)?, Map::Sigmoid)?);
-        let decay = add(&mul(&map(f, Map::Sigmoid)?, &free)?, &lowest)?;
-        Ok((map(&decay, Map::Ln)?, mul(&rest, &free)?))
+        let logit = params.get("lower_bound_logit")?;
+        let (lowest, free) = (unary(logit, Unary::Sigmoid)?, unary(&scale(logit, -1.0, 0.0)?, Unary::Sigmoid)?);
+        let decay = add(&mul(&unary(f, Unary::Sigmoid)?, &free)?, &lowest)?;
+        Ok((unary(&decay, Unary::Ln)?, mul(&rest, &free)?))
     }
 }
 
 impl Recurrent for Hgrn2 {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, kv_heads, width, layer, layers, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, layer, layers, .. } = self.layer_dims;
         let mut all = vec![
             NewTensor { name: "forget_bias", shape: vec![kv_heads, width], initial: Initial::Constant(BIAS) },
             NewTensor { name: NORM, shape: vec![heads, width], initial: Initial::Constant(1.0) },
@@ -77,25 +78,30 @@ impl Recurrent for Hgrn2 {
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let f = add(&heads.k, bound.get("forget_bias")?)?;
-        let (gate, k) = self.gate(&f, bound)?;
-        let q = scale(&map(&heads.q, Map::Silu)?, 1.0 / (self.site.width as f32).sqrt(), 0.0)?;
-        let o = carry.gated("s", (&q, &k, &heads.v), Some(&gate), None)?;
-        rms_norm_over(&o, 2, Some(bound.get(NORM)?), EPS)
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let f = add(&heads.k, params.get("forget_bias")?)?;
+        let (gate, k) = self.gate(&f, params)?;
+        let q = scale(&unary(&heads.q, Unary::Silu)?, 1.0 / (self.layer_dims.width as f32).sqrt(), 0.0)?;
+        let o = ops.gated("s", (&q, &k, &heads.v), Some(&gate), None)?;
+        rms_norm_over(&o, 2, Some(params.get(NORM)?), EPS)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.5 to 0.9998 a token at k = 0, without a lower bound.
         let values = &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5];
-        vec![Knob { tensor: "forget_bias", per: Per::KvHead, values, how: How::Set }]
+        vec![CalibrationParam {
+            tensor: "forget_bias",
+            granularity: Granularity::KvHead,
+            values,
+            update: CalibrationUpdate::Set,
+        }]
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(NORM)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(NORM)
     }
 
     fn state_size(&self) -> usize {
-        self.site.kv_heads * self.site.width * self.site.width
+        self.layer_dims.kv_heads * self.layer_dims.width * self.layer_dims.width
     }
 }

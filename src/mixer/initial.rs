@@ -71,9 +71,9 @@ impl Initial {
                 (0..n).map(|i| if i % taps == taps - 1 { 1.0 } else { 0.0 }).collect()
             }
             Initial::Kaiming { fan_in } => {
-                let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+                let params = 1.0 / (fan_in.max(1) as f32).sqrt();
                 let mut rng = generator(seed, name);
-                (0..n).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound).collect()
+                (0..n).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * params).collect()
             }
             Initial::OrthogonalGaussian => orthogonal_gaussian(n, shape[shape.len() - 1], &mut generator(seed, name)),
         };

@@ -4,10 +4,13 @@
 //! o_t = (s/t) q_t^T sum k v^T + (1 - s q_t.(sum k) / t) (sum v) / t, s = K^-1/2: weights are differences and sum to 1, without
 //! feature maps. Each head's q has a learned scale, 1 as published unless calibration sets it. The paper's convolution over the image is no part of the mixer.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
 use super::scale::FeatureScale;
-use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, LayerDims, LayerInputs, NewTensor, OptionKind, OptionSpec, OutputScale, Params,
+    Registration,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, row_dot, scale};
@@ -19,7 +22,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "o_t = (s/t) q_t^T sum k v^T + (1 - s q_t.mean(k)) mean(v), s = K^-1/2",
     paper: "InLine (arXiv 2412.06590)",
     rope: false,
-    seeding: "q, k and v as they are",
+    inherits: "q, k and v as they are",
     options: &[
         OptionSpec {
             name: "rope",
@@ -27,48 +30,48 @@ pub const REGISTRATION: Registration = Registration {
             default: "false",
             help: "take q and k after the teacher's RoPE (the paper: without)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let (rope, scale) = (options.flag("rope"), Scale::added(options.flag("output_scale")));
-        Ok(recurrent::mixer(InLine { site, rope, scale }, site, window))
+    build: |options, layer_dims, window| {
+        let (rope, scale) = (options.flag("rope"), OutputScale::added(options.flag("output_scale")));
+        Ok(recurrent::mixer(InLine { layer_dims, rope, scale }, layer_dims, window))
     },
 };
 
 struct InLine {
-    site: Site,
+    layer_dims: LayerDims,
     rope: bool,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for InLine {
     fn tensors(&self) -> Vec<NewTensor> {
-        vec![FeatureScale::tensor(&self.site)]
+        vec![FeatureScale::tensor(&self.layer_dims)]
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let share = carry.of_positions(|t| 1.0 / (t + 1) as f64)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
         let (q, k) = if self.rope { heads.rotated()?.clone() } else { (heads.q.clone(), heads.k.clone()) };
-        let q = FeatureScale::apply(&q, bound)?;
-        let q = mul(&scale(&q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?, &share)?;
-        let keys = repeat_heads(&carry.sum("k_sum", &k)?, self.site.heads)?;
+        let q = FeatureScale::apply(&q, params)?;
+        let q = mul(&scale(&q, 1.0 / (self.layer_dims.width as f32).sqrt(), 0.0)?, &share)?;
+        let keys = repeat_heads(&ops.sum("k_sum", &k)?, self.layer_dims.heads)?;
         let rest = scale(&row_dot(&q, &keys)?, -1.0, 1.0)?;
-        let mean = repeat_heads(&mul(&carry.sum("v_sum", &heads.v)?, &share)?, self.site.heads)?;
-        let o = carry.gated("s", (&q, &k, &heads.v), None, None)?;
+        let mean = repeat_heads(&mul(&ops.sum("v_sum", &heads.v)?, &share)?, self.layer_dims.heads)?;
+        let o = ops.gated("s", (&q, &k, &heads.v), None, None)?;
         add(&o, &mul(&mean, &rest)?)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
-        vec![FeatureScale::knob()]
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
+        vec![FeatureScale::calibration_param()]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        let Site { kv_heads, width, .. } = self.site;
+        let LayerDims { kv_heads, width, .. } = self.layer_dims;
         kv_heads * width * (width + 2)
     }
 }

@@ -6,15 +6,18 @@
 //! Each head's a has a learned scale, 1 as published unless calibration sets it.
 //! The paper's convolution over the image and its output gate are not parts of the mixer.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
 use super::scale::FeatureScale;
-use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, LayerDims, LayerInputs, NewTensor, OptionKind, OptionSpec, OutputScale, Params,
+    Registration,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, row_dot, scale};
-use crate::ops::map::{Map, map};
 use crate::ops::shape::repeat_heads;
+use crate::ops::unary::{Unary, unary};
 
 const EPS: f32 = 1e-6;
 
@@ -24,7 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "o_t = (1 + 1/z_t) (s/t) a_t^T sum b v^T - z_t mean(v), z_t = s a_t.mean(b), a = elu(q) + 1, b = elu(k) + 1, s = K^-1/2",
     paper: "MALA (arXiv 2507.00698)",
     rope: true,
-    seeding: "elu + 1 of q and k, whose product with v alone is turned by RoPE",
+    inherits: "elu + 1 of q and k, whose product with v alone is turned by RoPE",
     options: &[
         OptionSpec {
             name: "rope",
@@ -33,52 +36,52 @@ pub const REGISTRATION: Registration = Registration {
             help: "turn the features of the product with values, not those of its scale, by the teacher's RoPE (the \
                    paper: true)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let (rope, scale) = (options.flag("rope"), Scale::added(options.flag("output_scale")));
-        Ok(recurrent::mixer(Mala { site, rope, scale }, site, window))
+    build: |options, layer_dims, window| {
+        let (rope, scale) = (options.flag("rope"), OutputScale::added(options.flag("output_scale")));
+        Ok(recurrent::mixer(Mala { layer_dims, rope, scale }, layer_dims, window))
     },
 };
 
 struct Mala {
-    site: Site,
+    layer_dims: LayerDims,
     rope: bool,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for Mala {
     fn tensors(&self) -> Vec<NewTensor> {
-        vec![FeatureScale::tensor(&self.site)]
+        vec![FeatureScale::tensor(&self.layer_dims)]
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let root = 1.0 / (self.site.width as f32).sqrt();
-        let share = carry.of_positions(|t| 1.0 / (t + 1) as f64)?;
-        let a = FeatureScale::apply(&map(&heads.q, Map::EluPlusOne)?, bound)?;
-        let b = map(&heads.k, Map::EluPlusOne)?;
-        let keys = repeat_heads(&carry.sum("b_sum", &b)?, self.site.heads)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let root = 1.0 / (self.layer_dims.width as f32).sqrt();
+        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
+        let a = FeatureScale::apply(&unary(&heads.q, Unary::EluPlusOne)?, params)?;
+        let b = unary(&heads.k, Unary::EluPlusOne)?;
+        let keys = repeat_heads(&ops.sum("b_sum", &b)?, self.layer_dims.heads)?;
         let magnitude = mul(&scale(&row_dot(&a, &keys)?, root, 0.0)?, &share)?;
-        let mean = repeat_heads(&mul(&carry.sum("v_sum", &heads.v)?, &share)?, self.site.heads)?;
+        let mean = repeat_heads(&mul(&ops.sum("v_sum", &heads.v)?, &share)?, self.layer_dims.heads)?;
         let (a, b) = if self.rope { (heads.turn(&a)?, heads.turn(&b)?) } else { (a, b) };
-        let o = carry.gated("s", (&scale(&a, root, 0.0)?, &b, &heads.v), None, None)?;
+        let o = ops.gated("s", (&scale(&a, root, 0.0)?, &b, &heads.v), None, None)?;
         // Padding has no magnitude, and reads nothing.
-        let factor = scale(&map(&scale(&magnitude, 1.0, EPS)?, Map::Reciprocal)?, 1.0, 1.0)?;
+        let factor = scale(&unary(&scale(&magnitude, 1.0, EPS)?, Unary::Reciprocal)?, 1.0, 1.0)?;
         let first = mul(&mul(&o, &factor)?, &share)?;
         add(&first, &scale(&mul(&mean, &magnitude)?, -1.0, 0.0)?)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
-        vec![FeatureScale::knob()]
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
+        vec![FeatureScale::calibration_param()]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        let Site { kv_heads, width, .. } = self.site;
+        let LayerDims { kv_heads, width, .. } = self.layer_dims;
         kv_heads * width * (width + 2)
     }
 }

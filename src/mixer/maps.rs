@@ -1,15 +1,15 @@
 //! Linear maps of q and k before a feature map: one per head, or one that all heads share.
 
-use super::{Bound, Initial, NewTensor, OptionKind, OptionSpec, Site};
+use super::{Initial, LayerDims, NewTensor, OptionKind, OptionSpec, Params};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::head_linear::head_linear;
 use crate::ops::linear::linear;
+use crate::ops::per_head_linear::per_head_linear;
 use crate::ops::shape::repeat_heads;
 
 /// Maps from K to f columns, rows of the weight being columns of the result.
 pub struct Maps {
-    pub site: Site,
+    pub layer_dims: LayerDims,
     /// f
     pub columns: usize,
     pub shared: bool,
@@ -27,18 +27,18 @@ impl Maps {
 
     /// The weight `name`, [H, f, K] or [f, K].
     pub fn tensor(&self, name: &'static str) -> NewTensor {
-        let mut shape = vec![self.columns, self.site.width];
+        let mut shape = vec![self.columns, self.layer_dims.width];
         if !self.shared {
-            shape.insert(0, self.site.heads);
+            shape.insert(0, self.layer_dims.heads);
         }
         NewTensor { name, shape, initial: self.initial }
     }
 
     /// `x` [B, T, H or G, K] by the weight `name` -> [B, T, H, f].
-    pub fn run(&self, x: &Var, bound: &Bound, name: &str) -> Result<Var> {
+    pub fn run(&self, x: &Var, params: &Params, name: &str) -> Result<Var> {
         match self.shared {
-            true => repeat_heads(&linear(x, bound.get(name)?)?, self.site.heads),
-            false => head_linear(x, bound.get(name)?),
+            true => repeat_heads(&linear(x, params.get(name)?)?, self.layer_dims.heads),
+            false => per_head_linear(x, params.get(name)?),
         }
     }
 }

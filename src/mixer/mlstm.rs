@@ -11,20 +11,21 @@
 //! f, i = W (q, k, v) + b, no gate. The papers draw or spread the biases; here forget gates start at 4.5, the middle of the
 //! first cell's 3 to 6, and input gates at 0, which the norm makes indifferent. No RoPE.
 
-use super::carry::Carry;
 use super::parts::{sigmoid_gate, sigmoid_gate_tensors};
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, scale};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::mlstm::Inputs;
 use crate::ops::norm::layer_norm;
 use crate::ops::shape::concat_last;
+use crate::ops::unary::{Unary, unary};
 
 const FORGET_BIAS: f32 = 4.5;
 /// Bound of the gates that are made of the input.
@@ -39,7 +40,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "C_t = e^lf_t C_{t-1} + e^i_t k_t v_t^T;  n_t likewise;  o_t = norm(q_t^T C_t / max(|q_t.n_t|, 1)) sigmoid(W_o x_t)",
     paper: "xLSTM (arXiv 2405.04517), xLSTM 7B (arXiv 2503.13427)",
     rope: false,
-    seeding: "q, k and v as they are",
+    inherits: "q, k and v as they are",
     options: &[OptionSpec {
         name: "gates",
         kind: OptionKind::Choice(&["input", "projections"]),
@@ -48,23 +49,23 @@ pub const REGISTRATION: Registration = Registration {
                and v side by side (the first xLSTM)",
     }],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let mixer = Mlstm { site, of_input: options.word("gates") == "input" };
-        Ok(recurrent::mixer(mixer, site, window))
+    build: |options, layer_dims, window| {
+        let mixer = Mlstm { layer_dims, of_input: options.word("gates") == "input" };
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Mlstm {
-    site: Site,
+    layer_dims: LayerDims,
     of_input: bool,
 }
 
 impl Mlstm {
     /// A gate's logits [B, T, H, 1] of `source` [B, T, N].
-    fn gate(&self, source: &Var, bound: &Bound, weight: &str, bias: &str) -> Result<Var> {
-        let logits = add(&linear(source, bound.get(weight)?)?, bound.get(bias)?)?;
+    fn gate(&self, source: &Var, params: &Params, weight: &str, bias: &str) -> Result<Var> {
+        let logits = add(&linear(source, params.get(weight)?)?, params.get(bias)?)?;
         let logits = match self.of_input {
-            true => scale(&map(&scale(&logits, 1.0 / CAP, 0.0)?, Map::Tanh)?, CAP, 0.0)?,
+            true => scale(&unary(&scale(&logits, 1.0 / CAP, 0.0)?, Unary::Tanh)?, CAP, 0.0)?,
             false => logits,
         };
         let (b, t, h) = logits.value().dims3()?;
@@ -72,7 +73,7 @@ impl Mlstm {
     }
 
     /// What gates are made of.
-    fn source(&self, heads: &Heads) -> Result<Var> {
+    fn source(&self, heads: &LayerInputs) -> Result<Var> {
         if self.of_input {
             return heads.input().cloned();
         }
@@ -86,7 +87,7 @@ impl Mlstm {
 
 impl Recurrent for Mlstm {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, kv_heads, width, model_width, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, model_width, .. } = self.layer_dims;
         let source = if self.of_input { model_width } else { (heads + 2 * kv_heads) * width };
         let constant = |name, shape, value| NewTensor { name, shape, initial: Initial::Constant(value) };
         let mut all = vec![
@@ -97,33 +98,38 @@ impl Recurrent for Mlstm {
             constant(NORM, vec![heads, width], 1.0),
         ];
         if self.of_input {
-            all.extend(sigmoid_gate_tensors(&self.site));
+            all.extend(sigmoid_gate_tensors(&self.layer_dims));
         }
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let source = self.source(heads)?;
-        let forget = map(&self.gate(&source, bound, "forget_weight", "forget_bias")?, Map::LogSigmoid)?;
-        let input = self.gate(&source, bound, "input_weight", "input_bias")?;
-        let q = scale(&heads.q, 1.0 / (self.site.width as f32).sqrt(), 0.0)?;
+        let forget = unary(&self.gate(&source, params, "forget_weight", "forget_bias")?, Unary::LogSigmoid)?;
+        let input = self.gate(&source, params, "input_weight", "input_bias")?;
+        let q = scale(&heads.q, 1.0 / (self.layer_dims.width as f32).sqrt(), 0.0)?;
         let x = Inputs { q: &q, k: &heads.k, v: &heads.v, forget: &forget, input: &input };
-        let h = carry.mlstm(("sums", "maximum"), x, EPS)?;
-        let norm = |eps| layer_norm(&h, 1, Some(bound.get(NORM)?), None, eps);
-        if self.of_input { sigmoid_gate(&norm(1e-6)?, heads, bound) } else { norm(1e-5) }
+        let h = ops.mlstm(("sums", "maximum"), x, EPS)?;
+        let norm = |eps| layer_norm(&h, 1, Some(params.get(NORM)?), None, eps);
+        if self.of_input { sigmoid_gate(&norm(1e-6)?, heads, params) } else { norm(1e-5) }
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.5 to 0.9995 a token (0.9998 without the cap).
         let values = &[0.0, 1.0, 2.0, 3.0, 4.5, 6.0, 8.5];
-        vec![Knob { tensor: "forget_bias", per: Per::Head, values, how: How::Set }]
+        vec![CalibrationParam {
+            tensor: "forget_bias",
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Set,
+        }]
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(NORM)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(NORM)
     }
 
     fn state_size(&self) -> usize {
-        self.site.heads * (self.site.width * (self.site.width + 1) + 1)
+        self.layer_dims.heads * (self.layer_dims.width * (self.layer_dims.width + 1) + 1)
     }
 }

@@ -4,11 +4,11 @@
 //! one that every layer of a teacher uses.
 
 mod based;
-mod carry;
 mod cosformer;
 mod delta_parts;
 mod delta_product;
 mod deltanet;
+mod feature_map;
 mod flowformer;
 mod gla;
 mod gsa;
@@ -16,16 +16,15 @@ mod heads;
 mod hedgehog;
 mod hedgehog_fla;
 mod hgrn2;
+mod incompatibility;
 pub mod initial;
 mod inline;
 mod kda;
-mod kernel;
 mod liger;
 mod lightning;
 mod mala;
 mod mamba2;
 mod maps;
-mod misfit;
 mod mlstm;
 mod nalaformer;
 pub mod options;
@@ -41,6 +40,7 @@ mod scale;
 mod simple_gla;
 mod softmax;
 mod state;
+mod stateful_ops;
 mod t2r;
 mod titans;
 mod transnormer;
@@ -51,11 +51,11 @@ use crate::ops::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
 
-pub use heads::{Bound, Heads};
+pub use heads::{LayerInputs, Params};
+pub use incompatibility::Incompatibility;
 pub use initial::{Initial, NewTensor};
-pub use misfit::Misfit;
 pub use options::{OptionKind, OptionSpec, Options};
-pub use scale::{How, Knob, Per, Scale};
+pub use scale::{CalibrationParam, CalibrationUpdate, Granularity, OutputScale};
 pub use softmax::Softmax;
 pub use state::State;
 pub use window::{Combine, Window};
@@ -72,7 +72,7 @@ pub struct Registration {
     /// Whether it takes q and k after the teacher's RoPE, with its options at their defaults.
     pub rope: bool,
     /// What becomes of the teacher's q, k and v, in a few words; v passes as it is unless they say otherwise.
-    pub seeding: &'static str,
+    pub inherits: &'static str,
     pub options: &'static [OptionSpec],
     /// How a window beside it can become one output with it; the first is the default.
     pub combine: &'static [Combine],
@@ -81,7 +81,7 @@ pub struct Registration {
 }
 
 /// Makes a mixer from its options, its place and the window beside it.
-pub type Build = fn(&Options, Site, Option<Window>) -> Result<Box<dyn Mixer>>;
+pub type Build = fn(&Options, LayerDims, Option<Window>) -> Result<Box<dyn Mixer>>;
 
 /// All mixers.
 pub static MIXERS: &[Registration] = &[
@@ -124,7 +124,7 @@ pub static MIXERS: &[Registration] = &[
 pub fn build(
     name: &str,
     options: &serde_json::Map<String, serde_json::Value>,
-    site: Site,
+    layer_dims: LayerDims,
     window: Option<Window>,
 ) -> Result<Box<dyn Mixer>> {
     let registration = known(name)?;
@@ -135,9 +135,9 @@ pub fn build(
             format!("set `window.combine` to {}", names.join(" or ")),
         ));
     }
-    let mixer = (registration.build)(&Options::new(registration.options, options)?, site, window)?;
-    match mixer.misfits(0).into_iter().next() {
-        Some(misfit) => Err(Error::usage(format!("`{name}`: {}", misfit.what), misfit.hint)),
+    let mixer = (registration.build)(&Options::new(registration.options, options)?, layer_dims, window)?;
+    match mixer.incompatibilities(0).into_iter().next() {
+        Some(incompatibility) => Err(Error::usage(format!("`{name}`: {}", incompatibility.what), incompatibility.hint)),
         None => Ok(mixer),
     }
 }
@@ -157,7 +157,7 @@ pub fn find(name: &str) -> Option<&'static Registration> {
 
 /// Where a mixer stands: sizes and depth of its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Site {
+pub struct LayerDims {
     /// H
     pub heads: usize,
     /// G
@@ -206,22 +206,22 @@ pub trait Mixer: Send + Sync {
 
     /// Output [B, T, H, V] of T tokens in chunked form. With a state it continues from it and leaves the state after
     /// the last token; without one it starts from nothing.
-    fn mix(&self, heads: &Heads, bound: &Bound, state: Option<&mut State>, branches: Branches) -> Result<Var>;
+    fn mix(&self, heads: &LayerInputs, params: &Params, state: Option<&mut State>, branches: Branches) -> Result<Var>;
 
     /// One token, T = 1, recurrent form.
-    fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor>;
+    fn step(&self, heads: &LayerInputs, params: &Params, state: &mut State) -> Result<Tensor>;
 
     /// Output, and the cross-entropy of its attention weights against softmax attention over the same heads, where
     /// the mixer has weights and `weights` asks for it.
-    fn transfer(&self, heads: &Heads, bound: &Bound, weights: bool) -> Result<(Var, Option<Var>)> {
+    fn transfer(&self, heads: &LayerInputs, params: &Params, weights: bool) -> Result<(Var, Option<Var>)> {
         if let Some(what) = self.without_weights().filter(|_| weights) {
             return Err(Error::usage(what, NO_WEIGHTS));
         }
-        Ok((self.mix(heads, bound, None, Branches::Both)?, None))
+        Ok((self.mix(heads, params, None, Branches::Both)?, None))
     }
 
     /// Why its site, or texts of so many tokens, are not for it; with 0 its site alone.
-    fn misfits(&self, _tokens: usize) -> Vec<Misfit> {
+    fn incompatibilities(&self, _tokens: usize) -> Vec<Incompatibility> {
         vec![]
     }
 
@@ -231,17 +231,17 @@ pub trait Mixer: Send + Sync {
     }
 
     /// What calibration may try, in this order.
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         vec![]
     }
 
     /// What the linear branch is multiplied by, or the output under a joint normaliser.
-    fn scale(&self) -> Scale {
-        Scale::Absent
+    fn scale(&self) -> OutputScale {
+        OutputScale::None
     }
 
     /// The tensor `[H]` whose sigmoid is the window's share of the output, where it has a learned one.
-    fn share(&self) -> Option<&'static str> {
+    fn window_gate(&self) -> Option<&'static str> {
         None
     }
 

@@ -1,13 +1,16 @@
 //! Parts that gated mechanisms share: short convolutions, low-rank gates, and what comes after the core operator.
 
-use super::carry::Carry;
-use super::{Bound, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, CalibrationUpdate, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, Params,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::norm::rms_norm_over;
+use crate::ops::unary::{Unary, unary};
 use candle_core::{Device, Tensor};
 
 /// silu(1.2785) = 1: an output gate that begins as the identity.
@@ -20,7 +23,7 @@ const TAPS: usize = 4;
 /// Short depthwise convolutions with SiLU over q, k and v (flash-linear-attention, Mamba). They start as the last tap
 /// alone; the SiLU remains.
 pub struct Convolutions {
-    site: Site,
+    layer_dims: LayerDims,
     on: bool,
     /// Biases, zero at the start (Mamba).
     biased: bool,
@@ -37,8 +40,8 @@ impl Convolutions {
         }
     }
 
-    pub fn new(site: Site, on: bool) -> Self {
-        Convolutions { site, on, biased: false }
+    pub fn new(layer_dims: LayerDims, on: bool) -> Self {
+        Convolutions { layer_dims, on, biased: false }
     }
 
     /// The same with biases.
@@ -57,7 +60,7 @@ impl Convolutions {
     }
 
     pub fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, kv_heads, width, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, .. } = self.layer_dims;
         if !self.on {
             return vec![];
         }
@@ -74,22 +77,22 @@ impl Convolutions {
     }
 
     /// q, k, v as a mechanism without RoPE takes them.
-    pub fn run(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<(Var, Var, Var)> {
+    pub fn run(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<(Var, Var, Var)> {
         if !self.on {
             return Ok((heads.q.clone(), heads.k.clone(), heads.v.clone()));
         }
         let mut one = |name: &'static str, x: &Var| -> Result<Var> {
             let (b, t, h, k) = x.value().dims4()?;
             let flat = x.reshape(&[b, t, h * k])?;
-            let bias = if self.biased { Some(bound.get(&format!("{name}_bias"))?) } else { None };
-            carry.convolution(name, &flat, bound.get(name)?, bias, true)?.reshape(&[b, t, h, k])
+            let bias = if self.biased { Some(params.get(&format!("{name}_bias"))?) } else { None };
+            ops.convolution(name, &flat, params.get(name)?, bias, true)?.reshape(&[b, t, h, k])
         };
         Ok((one("q_convolution", &heads.q)?, one("k_convolution", &heads.k)?, one("v_convolution", &heads.v)?))
     }
 
     /// Numbers that they carry for one sequence.
     pub fn state_size(&self) -> usize {
-        let Site { heads, kv_heads, width, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, .. } = self.layer_dims;
         if self.on { Self::tail((heads + 2 * kv_heads) * width) } else { 0 }
     }
 }
@@ -111,61 +114,78 @@ impl ConstantGate {
         NewTensor { name: Self::TIME_SCALE, shape: vec![self.decays.len(), 1], initial: Initial::Fixed(1.0) }
     }
 
-    pub fn knob(&self) -> Knob {
+    pub fn calibration_param(&self) -> CalibrationParam {
         let values = &[0.0, 0.015, 0.06, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
-        Knob { tensor: Self::TIME_SCALE, per: Per::Head, values, how: How::Multiply }
+        CalibrationParam {
+            tensor: Self::TIME_SCALE,
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Multiply,
+        }
     }
 
     /// [B, T, H, 1]
-    pub fn run(&self, heads: &Heads, bound: &Bound) -> Result<Var> {
+    pub fn run(&self, heads: &LayerInputs, params: &Params) -> Result<Var> {
         let (batch, tokens) = heads.size()?;
         let row = Tensor::from_slice(&self.decays, (1, 1, self.decays.len(), 1), &Device::Cpu)?;
         let all = row.broadcast_as((batch, tokens, self.decays.len(), 1))?.contiguous()?;
-        mul(&all.into(), bound.get(Self::TIME_SCALE)?)
+        mul(&all.into(), params.get(Self::TIME_SCALE)?)
     }
 }
 
 /// A gate from the layer's input: W x + b, [B, T, N, n / N]; W starts at zero, so that only the bias counts.
-pub fn gate_tensors(weight: &'static str, bias: &'static str, site: &Site, n: usize, start: f32) -> [NewTensor; 2] {
+pub fn gate_tensors(
+    weight: &'static str,
+    bias: &'static str,
+    layer_dims: &LayerDims,
+    n: usize,
+    start: f32,
+) -> [NewTensor; 2] {
     [
-        NewTensor { name: weight, shape: vec![n, site.model_width], initial: Initial::Constant(0.0) },
+        NewTensor { name: weight, shape: vec![n, layer_dims.model_width], initial: Initial::Constant(0.0) },
         NewTensor { name: bias, shape: vec![n], initial: Initial::Constant(start) },
     ]
 }
 
 /// The gate of [`gate_tensors`] in `heads` heads.
-pub fn gate(heads: &Heads, bound: &Bound, weight: &str, bias: &str, states: usize) -> Result<Var> {
-    let logits = add(&linear(heads.input()?, bound.get(weight)?)?, bound.get(bias)?)?;
+pub fn gate(heads: &LayerInputs, params: &Params, weight: &str, bias: &str, states: usize) -> Result<Var> {
+    let logits = add(&linear(heads.input()?, params.get(weight)?)?, params.get(bias)?)?;
     let (b, t, n) = logits.value().dims3()?;
     logits.reshape(&[b, t, states, n / states])
 }
 
 /// An output gate sigmoid(W x + b) per channel, nearly open at the start.
-pub fn sigmoid_gate_tensors(site: &Site) -> [NewTensor; 2] {
-    gate_tensors("output_gate_weight", "output_gate_bias", site, site.heads * site.width, NEARLY_OPEN)
+pub fn sigmoid_gate_tensors(layer_dims: &LayerDims) -> [NewTensor; 2] {
+    gate_tensors("output_gate_weight", "output_gate_bias", layer_dims, layer_dims.heads * layer_dims.width, NEARLY_OPEN)
 }
 
 /// `o` [B, T, H, V] times the gate of [`sigmoid_gate_tensors`].
-pub fn sigmoid_gate(o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
-    let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", o.value().dim(2)?)?;
-    mul(o, &map(&gate, Map::Sigmoid)?)
+pub fn sigmoid_gate(o: &Var, heads: &LayerInputs, params: &Params) -> Result<Var> {
+    let gate = gate(heads, params, "output_gate_weight", "output_gate_bias", o.value().dim(2)?)?;
+    mul(o, &unary(&gate, Unary::Sigmoid)?)
 }
 
 /// A gate of low rank from the layer's input: W2 W1 x + b, `names` those of W1, W2, b; W2 starts at zero, so that only
 /// the bias counts.
-pub fn low_rank_tensors(names: [&'static str; 3], site: &Site, rank: usize, n: usize, start: f32) -> [NewTensor; 3] {
-    let down = Initial::Kaiming { fan_in: site.model_width };
+pub fn low_rank_tensors(
+    names: [&'static str; 3],
+    layer_dims: &LayerDims,
+    rank: usize,
+    n: usize,
+    start: f32,
+) -> [NewTensor; 3] {
+    let down = Initial::Kaiming { fan_in: layer_dims.model_width };
     [
-        NewTensor { name: names[0], shape: vec![rank, site.model_width], initial: down },
+        NewTensor { name: names[0], shape: vec![rank, layer_dims.model_width], initial: down },
         NewTensor { name: names[1], shape: vec![n, rank], initial: Initial::Constant(0.0) },
         NewTensor { name: names[2], shape: vec![n], initial: Initial::Constant(start) },
     ]
 }
 
 /// The gate of [`low_rank_tensors`] of `x` [B, T, D] in `states` heads, [B, T, N, n / N].
-pub fn low_rank_gate(x: &Var, bound: &Bound, names: [&str; 3], states: usize) -> Result<Var> {
-    let low = linear(x, bound.get(names[0])?)?;
-    let logits = add(&linear(&low, bound.get(names[1])?)?, bound.get(names[2])?)?;
+pub fn low_rank_gate(x: &Var, params: &Params, names: [&str; 3], states: usize) -> Result<Var> {
+    let low = linear(x, params.get(names[0])?)?;
+    let logits = add(&linear(&low, params.get(names[1])?)?, params.get(names[2])?)?;
     let (b, t, n) = logits.value().dims3()?;
     logits.reshape(&[b, t, states, n / states])
 }
@@ -185,13 +205,13 @@ const LOW_RANK: [&str; 3] = ["output_gate_down", "output_gate_up", "output_gate_
 /// What follows a core operator: RMSNorm per head with a weight for every head and channel, times an output gate from
 /// the layer's input. (The published weight is shared by the heads. One per head folds into the o projection just as
 /// well, and lets calibration give each head its own scale.)
-pub struct Finish {
-    site: Site,
+pub struct GatedNorm {
+    layer_dims: LayerDims,
     gate: OutputGate,
     eps: f64,
 }
 
-impl Finish {
+impl GatedNorm {
     /// The option that switches the gate.
     pub const GATE: OptionSpec = OptionSpec {
         name: "output_gate",
@@ -203,40 +223,42 @@ impl Finish {
     /// The weight, which scales every head's output.
     pub const SCALE: &'static str = "norm_weight";
 
-    pub fn new(site: Site, gated: bool, eps: f64) -> Self {
-        Finish { site, gate: if gated { OutputGate::Swish } else { OutputGate::None }, eps }
+    pub fn new(layer_dims: LayerDims, gated: bool, eps: f64) -> Self {
+        GatedNorm { layer_dims, gate: if gated { OutputGate::Swish } else { OutputGate::None }, eps }
     }
 
     /// With a gate sigmoid(W2 W1 x + b) that starts at 1/2, where it is steepest, under a norm weight of 2.
-    pub fn low_rank(site: Site, rank: usize, eps: f64) -> Self {
-        Finish { site, gate: OutputGate::LowRankSigmoid(rank), eps }
+    pub fn low_rank(layer_dims: LayerDims, rank: usize, eps: f64) -> Self {
+        GatedNorm { layer_dims, gate: OutputGate::LowRankSigmoid(rank), eps }
     }
 
     pub fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, width, .. } = self.site;
+        let LayerDims { heads, width, .. } = self.layer_dims;
         let weight = if matches!(self.gate, OutputGate::LowRankSigmoid(_)) { 2.0 } else { 1.0 };
         let initial = Initial::Constant(weight);
         let mut all = vec![NewTensor { name: Self::SCALE, shape: vec![heads, width], initial }];
-        let (site, n) = (&self.site, heads * width);
+        let (layer_dims, n) = (&self.layer_dims, heads * width);
         match self.gate {
             OutputGate::None => {}
-            OutputGate::Swish => all.extend(gate_tensors("output_gate_weight", "output_gate_bias", site, n, OPEN)),
-            OutputGate::LowRankSigmoid(rank) => all.extend(low_rank_tensors(LOW_RANK, site, rank, n, 0.0)),
+            OutputGate::Swish => {
+                all.extend(gate_tensors("output_gate_weight", "output_gate_bias", layer_dims, n, OPEN))
+            }
+            OutputGate::LowRankSigmoid(rank) => all.extend(low_rank_tensors(LOW_RANK, layer_dims, rank, n, 0.0)),
         }
         all
     }
 
-    pub fn run(&self, o: &Var, heads: &Heads, bound: &Bound) -> Result<Var> {
-        let o = rms_norm_over(o, 1, Some(bound.get(Self::SCALE)?), self.eps)?;
+    pub fn run(&self, o: &Var, heads: &LayerInputs, params: &Params) -> Result<Var> {
+        let o = rms_norm_over(o, 1, Some(params.get(Self::SCALE)?), self.eps)?;
         match self.gate {
             OutputGate::None => Ok(o),
             OutputGate::Swish => {
-                let gate = gate(heads, bound, "output_gate_weight", "output_gate_bias", self.site.heads)?;
-                mul(&o, &map(&gate, Map::Silu)?)
+                let gate = gate(heads, params, "output_gate_weight", "output_gate_bias", self.layer_dims.heads)?;
+                mul(&o, &unary(&gate, Unary::Silu)?)
             }
             OutputGate::LowRankSigmoid(_) => {
-                let gate = low_rank_gate(heads.input()?, bound, LOW_RANK, self.site.heads)?;
-                mul(&o, &map(&gate, Map::Sigmoid)?)
+                let gate = low_rank_gate(heads.input()?, params, LOW_RANK, self.layer_dims.heads)?;
+                mul(&o, &unary(&gate, Unary::Sigmoid)?)
             }
         }
     }

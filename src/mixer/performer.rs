@@ -6,15 +6,15 @@
 //! each of the length of a Gaussian vector. It is a tensor of the mixer, drawn from the seed, stored, and not trained;
 //! unlike the paper's it is not drawn again either.
 
-use super::kernel::{self, Kernel, Side};
-use super::{Bound, Combine, Initial, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::feature_map::{self, FeatureMap, Side};
+use super::{Combine, Initial, LayerDims, NewTensor, OptionKind, OptionSpec, OutputScale, Params, Registration};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, row_dot, scale};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::row_max::row_max;
 use crate::ops::shape::repeat_heads;
+use crate::ops::unary::{Unary, unary};
 
 /// What keeps features away from zero.
 const FLOOR: f32 = 1e-4;
@@ -25,7 +25,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(x) = m^-1/2 (exp(Omega x^ - |x^|^2 / 2 - c) + 1e-4), x^ = x K^-1/4;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Performer (arXiv 2009.14794)",
     rope: true,
-    seeding: "q and k through random features",
+    inherits: "q and k through random features",
     options: &[
         OptionSpec {
             name: "features",
@@ -33,29 +33,29 @@ pub const REGISTRATION: Registration = Registration {
             default: "null",
             help: "random features of a head (default: K ln K rounded down, as in performer-pytorch)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: Combine::ALL,
-    build: |options, site, window| {
-        let derived = (site.width as f64 * (site.width as f64).ln()) as usize;
+    build: |options, layer_dims, window| {
+        let derived = (layer_dims.width as f64 * (layer_dims.width as f64).ln()) as usize;
         let kernel = Performer {
-            site,
+            layer_dims,
             features: options.integer("features", derived.max(1)),
-            scale: Scale::added(options.flag("output_scale")),
+            scale: OutputScale::added(options.flag("output_scale")),
         };
-        Ok(kernel::mixer(kernel, site, window))
+        Ok(feature_map::mixer(kernel, layer_dims, window))
     },
 };
 
 struct Performer {
-    site: Site,
+    layer_dims: LayerDims,
     features: usize,
-    scale: Scale,
+    scale: OutputScale,
 }
 
-impl Kernel for Performer {
+impl FeatureMap for Performer {
     fn tensors(&self) -> Vec<NewTensor> {
-        let shape = vec![self.features, self.site.width];
+        let shape = vec![self.features, self.layer_dims.width];
         vec![NewTensor { name: "omega", shape, initial: Initial::OrthogonalGaussian }]
     }
 
@@ -67,18 +67,18 @@ impl Kernel for Performer {
         1e-6
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
-    fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var> {
-        let x = scale(x, (self.site.width as f32).powf(-0.25), 0.0)?;
+    fn map(&self, side: Side, x: &Var, params: &Params) -> Result<Var> {
+        let x = scale(x, (self.layer_dims.width as f32).powf(-0.25), 0.0)?;
         let half = scale(&row_dot(&x, &x)?, -0.5, 0.0)?;
-        let mut exponent = add(&linear(&x, bound.get("omega")?)?, &half)?;
+        let mut exponent = add(&linear(&x, params.get("omega")?)?, &half)?;
         if side == Side::Query {
             exponent = add(&exponent, &scale(&row_max(&exponent)?, -1.0, 0.0)?)?;
         }
         let root = (self.features as f32).powf(-0.5);
-        repeat_heads(&scale(&map(&exponent, Map::Exp)?, root, FLOOR * root)?, self.site.heads)
+        repeat_heads(&scale(&unary(&exponent, Unary::Exp)?, root, FLOOR * root)?, self.layer_dims.heads)
     }
 }

@@ -12,12 +12,12 @@
 //! factor. SLAB adds 1e-6; RoPE takes the place of its learned positions, and its convolution over the image and its
 //! replacement of the layer's norm are not parts of the mixer. A query without positive parts that meets no key gives 0.
 
-use super::kernel::{self, Kernel, Side};
-use super::{Bound, Combine, Mixer, Options, Registration, Scale, Site, Window};
+use super::feature_map::{self, FeatureMap, Side};
+use super::{Combine, LayerDims, Mixer, Options, OutputScale, Params, Registration, Window};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::map::{Map, map};
 use crate::ops::shape::repeat_heads;
+use crate::ops::unary::{Unary, unary};
 
 pub const ELU_PLUS_ONE: Registration = Registration {
     name: "elu-plus-one",
@@ -25,10 +25,10 @@ pub const ELU_PLUS_ONE: Registration = Registration {
     formula: "phi(x) = elu(x) + 1;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Transformers are RNNs (arXiv 2006.16236)",
     rope: true,
-    seeding: "elu + 1 of q and k",
-    options: &[Scale::OPTION],
+    inherits: "elu + 1 of q and k",
+    options: &[OutputScale::OPTION],
     combine: Combine::ALL,
-    build: |options, site, window| build(Map::EluPlusOne, small(site), options, site, window),
+    build: |options, layer_dims, window| build(Unary::EluPlusOne, small(layer_dims), options, layer_dims, window),
 };
 
 pub const SQUARED_RELU: Registration = Registration {
@@ -37,10 +37,10 @@ pub const SQUARED_RELU: Registration = Registration {
     formula: "phi(x) = max(x, 0)^2;  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "Transformers are RNNs (arXiv 2006.16236), with the activation of Primer (arXiv 2109.08668)",
     rope: true,
-    seeding: "squared positive parts of q and k",
-    options: &[Scale::OPTION],
+    inherits: "squared positive parts of q and k",
+    options: &[OutputScale::OPTION],
     combine: Combine::ALL,
-    build: |options, site, window| build(Map::ReluSquared, small(site), options, site, window),
+    build: |options, layer_dims, window| build(Unary::ReluSquared, small(layer_dims), options, layer_dims, window),
 };
 
 pub const SLAB: Registration = Registration {
@@ -49,43 +49,49 @@ pub const SLAB: Registration = Registration {
     formula: "phi(x) = max(x, 0);  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "SLAB (arXiv 2405.11582)",
     rope: true,
-    seeding: "positive parts of q and k",
-    options: &[Scale::OPTION],
+    inherits: "positive parts of q and k",
+    options: &[OutputScale::OPTION],
     combine: Combine::ALL,
-    build: |options, site, window| build(Map::Relu, 1e-6, options, site, window),
+    build: |options, layer_dims, window| build(Unary::Relu, 1e-6, options, layer_dims, window),
 };
 
 /// flash-linear-attention's addition to the normaliser.
-fn small(site: Site) -> f32 {
-    1e-10 * (site.width as f32).sqrt()
+fn small(layer_dims: LayerDims) -> f32 {
+    1e-10 * (layer_dims.width as f32).sqrt()
 }
 
-fn build(phi: Map, eps: f32, options: &Options, site: Site, window: Option<Window>) -> Result<Box<dyn Mixer>> {
-    let scale = Scale::added(options.flag("output_scale"));
-    Ok(kernel::mixer(Pointwise { phi, eps, site, scale }, site, window))
+fn build(
+    phi: Unary,
+    eps: f32,
+    options: &Options,
+    layer_dims: LayerDims,
+    window: Option<Window>,
+) -> Result<Box<dyn Mixer>> {
+    let scale = OutputScale::added(options.flag("output_scale"));
+    Ok(feature_map::mixer(Pointwise { phi, eps, layer_dims, scale }, layer_dims, window))
 }
 
 struct Pointwise {
-    phi: Map,
+    phi: Unary,
     eps: f32,
-    site: Site,
-    scale: Scale,
+    layer_dims: LayerDims,
+    scale: OutputScale,
 }
 
-impl Kernel for Pointwise {
+impl FeatureMap for Pointwise {
     fn features(&self) -> usize {
-        self.site.width
+        self.layer_dims.width
     }
 
     fn eps(&self) -> f32 {
         self.eps
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
-    fn map(&self, _: Side, x: &Var, _: &Bound) -> Result<Var> {
-        repeat_heads(&map(x, self.phi)?, self.site.heads)
+    fn map(&self, _: Side, x: &Var, _: &Params) -> Result<Var> {
+        repeat_heads(&unary(x, self.phi)?, self.layer_dims.heads)
     }
 }

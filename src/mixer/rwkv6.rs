@@ -15,19 +15,20 @@
 //! start: the published form where its mixture is one constant, no more. u starts at 1, which reads the token's own value
 //! in full; the published 0 leaves it out.
 
-use super::carry::Carry;
 use super::parts::gate_tensors;
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, scale};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::norm::layer_norm;
 use crate::ops::token_shift::lerp;
+use crate::ops::unary::{Unary, unary};
 
 /// e^-e^-4.6 = 0.99 a token.
 const DECAY_BIAS: f32 = -4.6;
@@ -42,7 +43,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "o_t = norm(q_t^T (S_{t-1} + diag(u) k_t v_t^T)) swish(W_g m_t);  S_t = diag(e^g_t) S_{t-1} + k_t v_t^T;  g = -e^w(m)",
     paper: "RWKV-6 (arXiv 2404.05892)",
     rope: false,
-    seeding: "r <- q, k and v, each mixed with its predecessor by a share that starts at zero",
+    inherits: "r <- q, k and v, each mixed with its predecessor by a share that starts at zero",
     options: &[
         OptionSpec {
             name: "mix_rank",
@@ -58,15 +59,18 @@ pub const REGISTRATION: Registration = Registration {
         },
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let mixer =
-            Rwkv6 { site, mix_rank: options.integer("mix_rank", 32), decay_rank: options.integer("decay_rank", 64) };
-        Ok(recurrent::mixer(mixer, site, window))
+    build: |options, layer_dims, window| {
+        let mixer = Rwkv6 {
+            layer_dims,
+            mix_rank: options.integer("mix_rank", 32),
+            decay_rank: options.integer("decay_rank", 64),
+        };
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Rwkv6 {
-    site: Site,
+    layer_dims: LayerDims,
     mix_rank: usize,
     decay_rank: usize,
 }
@@ -83,16 +87,16 @@ const OF_GATE: Mixture = Mixture { down: "gate_mix_down", up: "gate_mix_up", bia
 
 impl Mixture {
     /// m_c of x, x_{t-1} and x + d mu.
-    fn of(&self, x: &Var, shifted: &Var, mixed: &Var, bound: &Bound) -> Result<Var> {
-        let low = map(&linear(mixed, bound.get(self.down)?)?, Map::Tanh)?;
-        let share = add(&linear(&low, bound.get(self.up)?)?, bound.get(self.bias)?)?;
+    fn of(&self, x: &Var, shifted: &Var, mixed: &Var, params: &Params) -> Result<Var> {
+        let low = unary(&linear(mixed, params.get(self.down)?)?, Unary::Tanh)?;
+        let share = add(&linear(&low, params.get(self.up)?)?, params.get(self.bias)?)?;
         lerp(x, shifted, &share)
     }
 }
 
 impl Recurrent for Rwkv6 {
     fn tensors(&self) -> Vec<NewTensor> {
-        let Site { heads, kv_heads, width, model_width, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, model_width, .. } = self.layer_dims;
         let constant = |name, shape, value| NewTensor { name, shape, initial: Initial::Constant(value) };
         let random = |name, rank| {
             let initial = Initial::Kaiming { fan_in: model_width };
@@ -113,45 +117,50 @@ impl Recurrent for Rwkv6 {
         all.push(constant("v_shift", vec![kv_heads, width], 0.0));
         all.push(constant(NORM, vec![heads, width], 1.0));
         all.push(constant("norm_bias", vec![heads, width], 0.0));
-        all.extend(gate_tensors("output_gate_weight", "output_gate_bias", &self.site, heads * width, OPEN));
+        all.extend(gate_tensors("output_gate_weight", "output_gate_bias", &self.layer_dims, heads * width, OPEN));
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let (batch, tokens) = heads.size()?;
-        let split = |x: Var| x.reshape(&[batch, tokens, self.site.heads, self.site.width]);
+        let split = |x: Var| x.reshape(&[batch, tokens, self.layer_dims.heads, self.layer_dims.width]);
         let x = heads.input()?;
-        let shifted = carry.token_shift("last_input", x)?;
-        let mixed = lerp(x, &shifted, bound.get("mix_base")?)?;
-        let low = linear(&OF_DECAY.of(x, &shifted, &mixed, bound)?, bound.get("decay_down")?)?;
-        let w = linear(&map(&low, Map::Tanh)?, bound.get("decay_up")?)?;
-        let decay = scale(&map(&add(&w, bound.get("decay_bias")?)?, Map::Exp)?, -1.0, 0.0)?;
-        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &carry.token_shift(last, x)?, bound.get(mu)?);
+        let shifted = ops.token_shift("last_input", x)?;
+        let mixed = lerp(x, &shifted, params.get("mix_base")?)?;
+        let low = linear(&OF_DECAY.of(x, &shifted, &mixed, params)?, params.get("decay_down")?)?;
+        let w = linear(&unary(&low, Unary::Tanh)?, params.get("decay_up")?)?;
+        let decay = scale(&unary(&add(&w, params.get("decay_bias")?)?, Unary::Exp)?, -1.0, 0.0)?;
+        let mut shift = |last: &'static str, x: &Var, mu: &str| lerp(x, &ops.token_shift(last, x)?, params.get(mu)?);
         let q = shift("last_q", &heads.q, "q_shift")?;
         let k = shift("last_k", &heads.k, "k_shift")?;
         let v = shift("last_v", &heads.v, "v_shift")?;
-        let o = carry.gated("s", (&q, &k, &v), Some(&split(decay)?), Some(bound.get("bonus")?))?;
-        let o = layer_norm(&o, 1, Some(bound.get(NORM)?), Some(bound.get("norm_bias")?), EPS)?;
-        let gate = linear(&OF_GATE.of(x, &shifted, &mixed, bound)?, bound.get("output_gate_weight")?)?;
-        let gate = map(&add(&gate, bound.get("output_gate_bias")?)?, Map::Silu)?;
-        carry.without_padding(&mul(&o, &split(gate)?)?)
+        let o = ops.gated("s", (&q, &k, &v), Some(&split(decay)?), Some(params.get("bonus")?))?;
+        let o = layer_norm(&o, 1, Some(params.get(NORM)?), Some(params.get("norm_bias")?), EPS)?;
+        let gate = linear(&OF_GATE.of(x, &shifted, &mixed, params)?, params.get("output_gate_weight")?)?;
+        let gate = unary(&add(&gate, params.get("output_gate_bias")?)?, Unary::Silu)?;
+        ops.without_padding(&mul(&o, &split(gate)?)?)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.5 to 0.9998 a token; the token's own share.
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
+        let calibration_param = |tensor, values| CalibrationParam {
+            tensor,
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Set,
+        };
         vec![
-            knob("decay_bias", &[-0.37, -1.5, -2.3, -3.0, -4.6, -6.0, -7.0, -8.5]),
-            knob("bonus", &[0.0, 0.5, 1.0, 2.0]),
+            calibration_param("decay_bias", &[-0.37, -1.5, -2.3, -3.0, -4.6, -6.0, -7.0, -8.5]),
+            calibration_param("bonus", &[0.0, 0.5, 1.0, 2.0]),
         ]
     }
 
-    fn scale(&self) -> Scale {
-        Scale::Own(NORM)
+    fn scale(&self) -> OutputScale {
+        OutputScale::Existing(NORM)
     }
 
     fn state_size(&self) -> usize {
-        let Site { heads, kv_heads, width, model_width, .. } = self.site;
+        let LayerDims { heads, kv_heads, width, model_width, .. } = self.layer_dims;
         heads * width * width + model_width + (heads + 2 * kv_heads) * width
     }
 }

@@ -8,21 +8,22 @@
 //! The published layer shifts what r, k and v are projected from as well, each input channel by its own amount; the
 //! teacher's projections stand, and so these have no shift. No RoPE.
 
-use super::carry::Carry;
 use super::parts::low_rank_tensors;
 use super::recurrent::{self, Recurrent};
+use super::stateful_ops::StatefulOps;
 use super::{
-    Bound, Combine, Heads, How, Initial, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site,
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, Initial, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
 };
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{add, mul, row_dot, scale};
 use crate::ops::elementwise::add_scaled;
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
 use crate::ops::norm::{l2_norm, layer_norm};
 use crate::ops::shape::repeat_heads;
 use crate::ops::token_shift::lerp;
+use crate::ops::unary::{Unary, unary};
 
 /// e^-0.5: no channel decays faster than by 0.545 a token.
 const FASTEST: f32 = 0.606_530_66;
@@ -48,7 +49,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "S_t = (diag(e^w_t) - (kappa alpha)_t kappa_t^T) S_{t-1} + k'_t v_t^T;  o_t = (norm(r_t^T S_t) + (r_t . r_k k'_t) v_t) g_t",
     paper: "RWKV-7 (arXiv 2503.14456)",
     rope: false,
-    seeding: "r <- q, k and v as they are; what is removed <- k at unit length",
+    inherits: "r <- q, k and v as they are; what is removed <- k at unit length",
     options: &[
         rank("decay_rank", "rank of the decay's projection (paper: 2.5 sqrt D K / 64 in steps of 32, at least 32)"),
         rank("rate_rank", "rank of the rate's projection (paper: as the decay's)"),
@@ -61,23 +62,23 @@ pub const REGISTRATION: Registration = Registration {
         },
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let root = (site.model_width as f64).sqrt();
+    build: |options, layer_dims, window| {
+        let root = (layer_dims.model_width as f64).sqrt();
         let steps = |x: f64| ((x / 32.0).round() as usize * 32).max(32);
-        let inner = steps(2.5 * root * site.width as f64 / 64.0);
+        let inner = steps(2.5 * root * layer_dims.width as f64 / 64.0);
         let mixer = Rwkv7 {
-            site,
+            layer_dims,
             decay_rank: options.integer("decay_rank", inner),
             rate_rank: options.integer("rate_rank", inner),
             gate_rank: options.integer("gate_rank", steps(5.0 * root)),
             shift: options.flag("token_shift"),
         };
-        Ok(recurrent::mixer(mixer, site, window))
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Rwkv7 {
-    site: Site,
+    layer_dims: LayerDims,
     decay_rank: usize,
     rate_rank: usize,
     gate_rank: usize,
@@ -86,33 +87,34 @@ struct Rwkv7 {
 
 impl Rwkv7 {
     /// What decay, rate and gate are made of: x_w, x_a, x_g [B, T, D].
-    fn inputs(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<[Var; 3]> {
+    fn inputs(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<[Var; 3]> {
         let x = heads.input()?;
         if !self.shift {
             return Ok([x.clone(), x.clone(), x.clone()]);
         }
-        let before = carry.token_shift("x", x)?;
-        let of = |name| lerp(x, &before, bound.get(name)?);
+        let before = ops.token_shift("x", x)?;
+        let of = |name| lerp(x, &before, params.get(name)?);
         Ok([of(SHIFTS[0])?, of(SHIFTS[1])?, of(SHIFTS[2])?])
     }
 
     /// sigmoid(U f(D x) + b), [B, T, H, K].
-    fn sigmoid(&self, x: &Var, bound: &Bound, names: [&str; 3], inner: Option<Map>) -> Result<Var> {
-        let low = linear(x, bound.get(names[0])?)?;
-        let low = inner.map_or_else(|| Ok(low.clone()), |f| map(&low, f))?;
-        let logits = add(&linear(&low, bound.get(names[1])?)?, bound.get(names[2])?)?;
-        map(&self.in_heads(&logits)?, Map::Sigmoid)
+    fn sigmoid(&self, x: &Var, params: &Params, names: [&str; 3], inner: Option<Unary>) -> Result<Var> {
+        let low = linear(x, params.get(names[0])?)?;
+        let low = inner.map_or_else(|| Ok(low.clone()), |f| unary(&low, f))?;
+        let logits = add(&linear(&low, params.get(names[1])?)?, params.get(names[2])?)?;
+        unary(&self.in_heads(&logits)?, Unary::Sigmoid)
     }
 
     fn in_heads(&self, x: &Var) -> Result<Var> {
         let (batch, tokens, _) = x.value().dims3()?;
-        x.reshape(&[batch, tokens, self.site.heads, self.site.width])
+        x.reshape(&[batch, tokens, self.layer_dims.heads, self.layer_dims.width])
     }
 }
 
 impl Recurrent for Rwkv7 {
     fn tensors(&self) -> Vec<NewTensor> {
-        let (Site { heads, width, model_width, .. }, n) = (self.site, self.site.heads * self.site.width);
+        let (LayerDims { heads, width, model_width, .. }, n) =
+            (self.layer_dims, self.layer_dims.heads * self.layer_dims.width);
         let per_channel =
             |name, value| NewTensor { name, shape: vec![heads, width], initial: Initial::Constant(value) };
         let mut all = vec![
@@ -123,8 +125,8 @@ impl Recurrent for Rwkv7 {
             per_channel("norm_weight", 1.0),
             per_channel("norm_bias", 0.0),
         ];
-        all.extend(low_rank_tensors(DECAY, &self.site, self.decay_rank, n, DECAY_BIAS));
-        all.extend(low_rank_tensors(RATE, &self.site, self.rate_rank, n, RATE_BIAS));
+        all.extend(low_rank_tensors(DECAY, &self.layer_dims, self.decay_rank, n, DECAY_BIAS));
+        all.extend(low_rank_tensors(RATE, &self.layer_dims, self.rate_rank, n, RATE_BIAS));
         // Sigmoids around 1/2 whose sum is about 1: the identity, nearly.
         let open = Initial::Constant(2.0 / self.gate_rank as f32);
         let down = Initial::Kaiming { fan_in: model_width };
@@ -137,41 +139,46 @@ impl Recurrent for Rwkv7 {
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let Site { heads: h, width, .. } = self.site;
-        let [for_decay, for_rate, for_gate] = self.inputs(heads, bound, carry)?;
-        let decay = scale(&self.sigmoid(&for_decay, bound, DECAY, Some(Map::Tanh))?, -FASTEST, 0.0)?;
-        let rate = self.sigmoid(&for_rate, bound, RATE, None)?;
-        let low = map(&linear(&for_gate, bound.get("gate_down")?)?, Map::Sigmoid)?;
-        let gate = self.in_heads(&linear(&low, bound.get("gate_up")?)?)?;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let LayerDims { heads: h, width, .. } = self.layer_dims;
+        let [for_decay, for_rate, for_gate] = self.inputs(heads, params, ops)?;
+        let decay = scale(&self.sigmoid(&for_decay, params, DECAY, Some(Unary::Tanh))?, -FASTEST, 0.0)?;
+        let rate = self.sigmoid(&for_rate, params, RATE, None)?;
+        let low = unary(&linear(&for_gate, params.get("gate_down")?)?, Unary::Sigmoid)?;
+        let gate = self.in_heads(&linear(&low, params.get("gate_up")?)?)?;
 
         let (r, k, v) = (&heads.q, repeat_heads(&heads.k, h)?, repeat_heads(&heads.v, h)?);
-        let kappa = l2_norm(&mul(&k, bound.get("k_k")?)?, TINY)?;
-        let slower = mul(&mul(&k, &scale(&rate, 1.0, -1.0)?)?, bound.get("k_a")?)?;
+        let kappa = l2_norm(&mul(&k, params.get("k_k")?)?, TINY)?;
+        let slower = mul(&mul(&k, &scale(&rate, 1.0, -1.0)?)?, params.get("k_a")?)?;
         let k = add_scaled(&k, 1.0, &slower)?;
         let transition = (&scale(&kappa, -1.0, 0.0)?, &mul(&kappa, &rate)?);
-        let o = carry.dplr("s", (r, &k, &v), transition, Some(&decay))?;
+        let o = ops.dplr("s", (r, &k, &v), transition, Some(&decay))?;
 
-        let (weight, bias) = (bound.get("norm_weight")?, bound.get("norm_bias")?);
+        let (weight, bias) = (params.get("norm_weight")?, params.get("norm_bias")?);
         let o = layer_norm(&o, 1, Some(weight), Some(bias), 1e-5 * width as f64)?;
-        let bonus = mul(&v, &row_dot(&mul(r, bound.get("r_k")?)?, &k)?)?;
-        carry.without_padding(&mul(&add(&o, &bonus)?, &gate)?)
+        let bonus = mul(&v, &row_dot(&mul(r, params.get("r_k")?)?, &k)?)?;
+        ops.without_padding(&mul(&add(&o, &bonus)?, &gate)?)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.55 (the fastest) to 0.9998 a token; rates of 0.05 to 0.95.
         let decay = &[6.0, 1.0, 0.0, -1.5, -3.0, -4.1, -6.0, -8.0];
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
-        vec![knob("decay_bias", decay), knob("rate_bias", &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0])]
+        let calibration_param = |tensor, values| CalibrationParam {
+            tensor,
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Set,
+        };
+        vec![calibration_param("decay_bias", decay), calibration_param("rate_bias", &[-3.0, -2.0, -1.0, 0.0, 1.0, 3.0])]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         // At the start there is neither bias nor bonus, and the weight scales all.
-        Scale::Own("norm_weight")
+        OutputScale::Existing("norm_weight")
     }
 
     fn state_size(&self) -> usize {
-        let Site { heads, width, model_width, .. } = self.site;
+        let LayerDims { heads, width, model_width, .. } = self.layer_dims;
         heads * width * width + if self.shift { model_width } else { 0 }
     }
 }

@@ -1,22 +1,22 @@
 //! Softmax attention over all keys, or over the last ones where the teacher has a window:
 //! o_i = sum_j softmax_j(s(q_i.k_j)) v_j, s the teacher's scores. Without a window the state grows with every token.
 
-use super::window::Joined;
-use super::{Bound, Branches, Heads, Mixer, Site, State};
-use crate::ops::sight::{Past, Sight};
-use crate::ops::{Var, attention, quotient};
+use super::window::KvWithCache;
+use super::{Branches, LayerDims, LayerInputs, Mixer, Params, State};
+use crate::ops::attention_mask::{AttentionMask, KvLayout};
+use crate::ops::{Var, attention, normalize};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
 pub struct Softmax {
-    site: Site,
+    layer_dims: LayerDims,
     /// Keys that a query sees, its own included; none: all.
     window: Option<usize>,
 }
 
 impl Softmax {
-    pub fn new(site: Site) -> Self {
-        Softmax { site, window: None }
+    pub fn new(layer_dims: LayerDims) -> Self {
+        Softmax { layer_dims, window: None }
     }
 
     /// The same under the teacher's own window.
@@ -45,49 +45,52 @@ fn append(state: &mut State, name: &'static str, kept: usize, new: &Tensor) -> R
 
 /// Keys and values so far, those of the call included, and what those before it are. Columns are never moved, so a row's
 /// text has to reach the end of the call: padding stands on the left.
-fn extend(heads: &Heads, state: &mut State) -> Result<(Var, Var, Past)> {
+fn extend(heads: &LayerInputs, state: &mut State) -> Result<(Var, Var, KvLayout)> {
     let (batch, tokens) = heads.size()?;
     if (0..batch).any(|row| heads.documents.row(row).last().is_none_or(|d| d.end < tokens)) {
         return Err(Error::Internal("a text that is continued ends in padding".into()));
     }
     let past = state.past(batch);
-    let k = append(state, "k", past.recent, heads.rotated()?.1.value())?;
-    let v = append(state, "v", past.recent, heads.v.value())?;
-    let next = past.after(&heads.documents, Sight::ALL);
-    state.past = Some(Past { pinned: 0, recent: past.recent + tokens, ..next });
+    let k = append(state, "k", past.window_tokens, heads.rotated()?.1.value())?;
+    let v = append(state, "v", past.window_tokens, heads.v.value())?;
+    let next = past.after(&heads.documents, AttentionMask::ALL);
+    state.past = Some(KvLayout { sink_tokens: 0, window_tokens: past.window_tokens + tokens, ..next });
     Ok((k.into(), v.into(), past))
 }
 
 impl Mixer for Softmax {
-    fn mix(&self, heads: &Heads, _: &Bound, state: Option<&mut State>, _: Branches) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, _: &Params, state: Option<&mut State>, _: Branches) -> Result<Var> {
         if let Some(size) = self.window {
-            let (sight, joined) = (Sight::sliding(size), Joined::of(heads, state.as_deref())?);
-            let (num, den) = joined.attend(sight, heads)?;
+            let (mask, kv) = (AttentionMask::sliding(size), KvWithCache::of(heads, state.as_deref())?);
+            let (num, den) = kv.attend(mask, heads)?;
             if let Some(state) = state {
-                state.past = Some(joined.keep(sight, heads, state)?);
+                state.past = Some(kv.keep(mask, heads, state)?);
             }
-            return quotient::quotient(&num, &den, 0.0);
+            return normalize::normalize(&num, &den, 0.0);
         }
         let (q, k) = heads.rotated()?;
         let (k, v, past) = match state {
-            None => (k.clone(), heads.v.clone(), Past::none(heads.size()?.0)),
+            None => (k.clone(), heads.v.clone(), KvLayout::none(heads.size()?.0)),
             Some(state) => extend(heads, state)?,
         };
-        let (num, den) = attention::attention(q, &k, &v, Sight::ALL, &heads.documents, &past, heads.scores)?;
-        quotient::quotient(&num, &den, 0.0)
+        let (num, den) = attention::attention(q, &k, &v, AttentionMask::ALL, &heads.documents, &past, heads.scores)?;
+        normalize::normalize(&num, &den, 0.0)
     }
 
-    fn step(&self, heads: &Heads, bound: &Bound, state: &mut State) -> Result<Tensor> {
+    fn step(&self, heads: &LayerInputs, params: &Params, state: &mut State) -> Result<Tensor> {
         if self.window.is_some() {
-            return Ok(self.mix(heads, bound, Some(state), Branches::Both)?.value().clone());
+            return Ok(self.mix(heads, params, Some(state), Branches::Both)?.value().clone());
         }
         let (k, v, past) = extend(heads, state)?;
         let (q, k, v) = (heads.rotated()?.0.value(), k.value(), v.value());
-        let (num, den) = attention::attention_step(q, k, v, Sight::ALL, &heads.documents, &past, heads.scores)?;
-        Ok(quotient::quotient(&num.into(), &den.into(), 0.0)?.value().clone())
+        let (num, den) = attention::attention_step(q, k, v, AttentionMask::ALL, &heads.documents, &past, heads.scores)?;
+        Ok(normalize::normalize(&num.into(), &den.into(), 0.0)?.value().clone())
     }
 
     fn state_bytes(&self, context: usize) -> usize {
-        2 * self.window.map_or(context, |window| window.min(context)) * self.site.kv_heads * self.site.width * 4
+        2 * self.window.map_or(context, |window| window.min(context))
+            * self.layer_dims.kv_heads
+            * self.layer_dims.width
+            * 4
     }
 }

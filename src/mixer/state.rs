@@ -1,7 +1,7 @@
 //! What a mixer keeps between calls.
 
 use crate::Result;
-use crate::ops::sight::Past;
+use crate::ops::attention_mask::KvLayout;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub struct State {
     pub tensors: BTreeMap<&'static str, Tensor>,
     /// Tokens seen by each row, and what is kept of their keys; none: nothing yet.
-    pub past: Option<Past>,
+    pub past: Option<KvLayout>,
 }
 
 impl State {
@@ -19,8 +19,8 @@ impl State {
     }
 
     /// What came before the next call of `batch` rows.
-    pub fn past(&self, batch: usize) -> Past {
-        self.past.clone().unwrap_or_else(|| Past::none(batch))
+    pub fn past(&self, batch: usize) -> KvLayout {
+        self.past.clone().unwrap_or_else(|| KvLayout::none(batch))
     }
 
     /// An independent copy: the two may go on differently.

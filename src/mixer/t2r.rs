@@ -4,13 +4,13 @@
 //! o_t = phi(q_t) S_t / (phi(q_t).z_t + eps) on q and k after RoPE, eps = 1e-10 sqrt K as flash-linear-attention's 1e-10
 //! beside a q divided by sqrt K. A query that meets no key gives 0.
 
-use super::kernel::{self, Kernel, Side};
+use super::feature_map::{self, FeatureMap, Side};
 use super::maps::Maps;
-use super::{Bound, Combine, Initial, Misfit, NewTensor, OptionKind, OptionSpec, Registration, Scale};
+use super::{Combine, Incompatibility, Initial, NewTensor, OptionKind, OptionSpec, OutputScale, Params, Registration};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::add;
-use crate::ops::map::{Map, map};
+use crate::ops::unary::{Unary, unary};
 
 pub const REGISTRATION: Registration = Registration {
     name: "t2r",
@@ -18,7 +18,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "phi(x) = relu(x W + b);  o_t = phi(q_t) S_t / phi(q_t).z_t",
     paper: "T2R (arXiv 2103.13076)",
     rope: true,
-    seeding: "q and k through learned maps that start as the identity",
+    inherits: "q and k through learned maps that start as the identity",
     options: &[
         Maps::SHARED,
         OptionSpec {
@@ -40,44 +40,45 @@ pub const REGISTRATION: Registration = Registration {
             help: "how maps start: a (rectangular) identity, as near to the teacher as relu lets it be, or \
                    Kaiming-uniform (LoLCATs' and flash-linear-attention's default)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: Combine::ALL,
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let initial = match options.word("init") {
             "identity" => Initial::Identity,
-            _ => Initial::Kaiming { fan_in: site.width },
+            _ => Initial::Kaiming { fan_in: layer_dims.width },
         };
-        let columns = options.integer("feature_width", site.width);
+        let columns = options.integer("feature_width", layer_dims.width);
         let kernel = T2r {
-            maps: Maps { site, columns, shared: options.word("maps") == "shared", initial },
+            maps: Maps { layer_dims, columns, shared: options.word("maps") == "shared", initial },
             bias: options.flag("bias"),
-            scale: Scale::added(options.flag("output_scale")),
+            scale: OutputScale::added(options.flag("output_scale")),
         };
-        Ok(kernel::mixer(kernel, site, window))
+        Ok(feature_map::mixer(kernel, layer_dims, window))
     },
 };
 
 struct T2r {
     maps: Maps,
     bias: bool,
-    scale: Scale,
+    scale: OutputScale,
 }
 
-impl Kernel for T2r {
+impl FeatureMap for T2r {
     fn tensors(&self) -> Vec<NewTensor> {
         let mut all = vec![self.maps.tensor("q_map"), self.maps.tensor("k_map")];
         if self.bias {
-            let shape = vec![self.maps.site.heads, 1];
+            let shape = vec![self.maps.layer_dims.heads, 1];
             let bias = |name| NewTensor { name, shape: shape.clone(), initial: Initial::Constant(0.0) };
             all.extend([bias("q_bias"), bias("k_bias")]);
         }
         all
     }
 
-    fn misfits(&self) -> Vec<Misfit> {
-        let Maps { site, columns, initial, .. } = &self.maps;
-        let identity = Misfit::wide_identity("feature_width", *columns, site, " or `init = \"kaiming\"`");
+    fn incompatibilities(&self) -> Vec<Incompatibility> {
+        let Maps { layer_dims, columns, initial, .. } = &self.maps;
+        let identity =
+            Incompatibility::wide_identity("feature_width", *columns, layer_dims, " or `init = \"kaiming\"`");
         identity.filter(|_| *initial == Initial::Identity).into_iter().collect()
     }
 
@@ -86,19 +87,19 @@ impl Kernel for T2r {
     }
 
     fn eps(&self) -> f32 {
-        1e-10 * (self.maps.site.width as f32).sqrt()
+        1e-10 * (self.maps.layer_dims.width as f32).sqrt()
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
-    fn map(&self, side: Side, x: &Var, bound: &Bound) -> Result<Var> {
+    fn map(&self, side: Side, x: &Var, params: &Params) -> Result<Var> {
         let (weight, bias) = if side == Side::Query { ("q_map", "q_bias") } else { ("k_map", "k_bias") };
-        let mut y = self.maps.run(x, bound, weight)?;
+        let mut y = self.maps.run(x, params, weight)?;
         if self.bias {
-            y = add(&y, bound.get(bias)?)?;
+            y = add(&y, params.get(bias)?)?;
         }
-        map(&y, Map::Relu)
+        unary(&y, Unary::Relu)
     }
 }

@@ -6,16 +6,19 @@
 //! paper's section 4.4. The gradient is taken before the decay, unlike the gated delta rule's: diagonal plus low rank with
 //! a = k, b = -2 theta k. No RoPE.
 
-use super::carry::Carry;
 use super::parts::{gate, gate_tensors};
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, How, Knob, NewTensor, OptionKind, OptionSpec, Per, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, CalibrationUpdate, Combine, Granularity, LayerDims, LayerInputs, NewTensor, OptionKind,
+    OptionSpec, OutputScale, Params, Registration,
+};
 use crate::Result;
 use crate::ops::Var;
 use crate::ops::broadcast::{mul, scale};
-use crate::ops::map::{Map, map};
 use crate::ops::norm::l2_norm;
 use crate::ops::shape::repeat_heads;
+use crate::ops::unary::{Unary, unary};
 
 /// theta = 0.25: half of an error is corrected.
 const THETA_BIAS: f32 = -1.098_612_3;
@@ -30,7 +33,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "S_t = (1 - a_t) S_{t-1} - 2 theta_t k_t (S_{t-1}^T k_t - v_t)^T;  o_t = q_t^T S_t;  |q| = |k| = 1",
     paper: "Titans (arXiv 2501.00663), without momentum",
     rope: false,
-    seeding: "q and k at unit length, v as it is",
+    inherits: "q and k at unit length, v as it is",
     options: &[
         OptionSpec {
             name: "unit_length",
@@ -45,63 +48,68 @@ pub const REGISTRATION: Registration = Registration {
             default: "false",
             help: "the inner loss is the mean over a value's channels (the code titans-pytorch), not their sum (the paper)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
+    build: |options, layer_dims, window| {
         let mixer = Titans {
-            site,
+            layer_dims,
             unit: options.flag("unit_length"),
-            rate: if options.flag("mean_loss") { 2.0 / site.width as f32 } else { 2.0 },
-            scale: Scale::added(options.flag("output_scale")),
+            rate: if options.flag("mean_loss") { 2.0 / layer_dims.width as f32 } else { 2.0 },
+            scale: OutputScale::added(options.flag("output_scale")),
         };
-        Ok(recurrent::mixer(mixer, site, window))
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct Titans {
-    site: Site,
+    layer_dims: LayerDims,
     /// Whether q and k have unit length.
     unit: bool,
     /// The gradient's factor.
     rate: f32,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for Titans {
     fn tensors(&self) -> Vec<NewTensor> {
-        let heads = self.site.heads;
-        let mut all = gate_tensors("theta_weight", "theta_bias", &self.site, heads, THETA_BIAS).to_vec();
-        all.extend(gate_tensors("alpha_weight", "alpha_bias", &self.site, heads, ALPHA_BIAS));
+        let heads = self.layer_dims.heads;
+        let mut all = gate_tensors("theta_weight", "theta_bias", &self.layer_dims, heads, THETA_BIAS).to_vec();
+        all.extend(gate_tensors("alpha_weight", "alpha_bias", &self.layer_dims, heads, ALPHA_BIAS));
         all
     }
 
-    fn mix(&self, heads: &Heads, bound: &Bound, carry: &mut Carry) -> Result<Var> {
-        let h = self.site.heads;
+    fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
+        let h = self.layer_dims.heads;
         let length = |x: &Var| if self.unit { l2_norm(x, EPS) } else { Ok(x.clone()) };
         // Steps differ from query head to query head, and so do writes.
         let (q, k, v) = (length(&heads.q)?, repeat_heads(&length(&heads.k)?, h)?, repeat_heads(&heads.v, h)?);
-        let theta = map(&gate(heads, bound, "theta_weight", "theta_bias", h)?, Map::Sigmoid)?;
+        let theta = unary(&gate(heads, params, "theta_weight", "theta_bias", h)?, Unary::Sigmoid)?;
         let write = mul(&k, &scale(&theta, self.rate, 0.0)?)?;
         // ln(1 - sigmoid(x)) = ln sigmoid(-x)
-        let alpha = gate(heads, bound, "alpha_weight", "alpha_bias", h)?;
-        let decay = map(&scale(&alpha, -1.0, 0.0)?, Map::LogSigmoid)?;
-        carry.dplr("s", (&q, &write, &v), (&k, &scale(&write, -1.0, 0.0)?), Some(&decay))
+        let alpha = gate(heads, params, "alpha_weight", "alpha_bias", h)?;
+        let decay = unary(&scale(&alpha, -1.0, 0.0)?, Unary::LogSigmoid)?;
+        ops.dplr("s", (&q, &write, &v), (&k, &scale(&write, -1.0, 0.0)?), Some(&decay))
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         // Decays of 0.5 to 0.9998 a token; corrections of 0.05 to 0.95 of an error.
         let alpha = &[0.0, -0.85, -2.2, -3.0, -4.6, -6.0, -8.5];
         let theta = &[-3.66, -2.6, -1.8, -1.1, -0.5, -0.1];
-        let knob = |tensor, values| Knob { tensor, per: Per::Head, values, how: How::Set };
-        vec![knob("alpha_bias", alpha), knob("theta_bias", theta)]
+        let calibration_param = |tensor, values| CalibrationParam {
+            tensor,
+            granularity: Granularity::Head,
+            values,
+            update: CalibrationUpdate::Set,
+        };
+        vec![calibration_param("alpha_bias", alpha), calibration_param("theta_bias", theta)]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     fn state_size(&self) -> usize {
-        self.site.heads * self.site.width * self.site.width
+        self.layer_dims.heads * self.layer_dims.width * self.layer_dims.width
     }
 }

@@ -6,15 +6,18 @@
 //! would grow with t. q and k after the teacher's RoPE. The published srms adds 1e-8 to the root; here 1e-16 stands under it,
 //! the same to rounding wherever the root is not of that size.
 
-use super::carry::Carry;
 use super::recurrent::{self, Recurrent};
-use super::{Bound, Combine, Heads, Knob, NewTensor, OptionKind, OptionSpec, Registration, Scale, Site};
+use super::stateful_ops::StatefulOps;
+use super::{
+    CalibrationParam, Combine, LayerDims, LayerInputs, NewTensor, OptionKind, OptionSpec, OutputScale, Params,
+    Registration,
+};
 use crate::Result;
 use crate::ops::Var;
-use crate::ops::map::{Map, map};
+use crate::ops::attention_mask::{AttentionMask, Span};
 use crate::ops::norm::rms_norm_over;
-use crate::ops::quotient::quotient;
-use crate::ops::sight::{Sight, Span};
+use crate::ops::normalize::normalize;
+use crate::ops::unary::{Unary, unary};
 
 const EPS: f64 = 1e-16;
 
@@ -24,7 +27,7 @@ pub const REGISTRATION: Registration = Registration {
     formula: "first half: softmax(q_t.k_s / sqrt K) v_s in blocks;  second: o_t = srms(phi(q_t)^T sum phi(k_s) v_s^T), phi = elu + 1",
     paper: "TransNormer (arXiv 2210.10340)",
     rope: true,
-    seeding: "q, k and v as they are in the first half of the layers, elu + 1 of q and k in the second",
+    inherits: "q, k and v as they are in the first half of the layers, elu + 1 of q and k in the second",
     options: &[
         OptionSpec {
             name: "block",
@@ -32,21 +35,21 @@ pub const REGISTRATION: Registration = Registration {
             default: "64",
             help: "tokens of a block in the first half of the layers (the paper: 64)",
         },
-        Scale::OPTION,
+        OutputScale::OPTION,
     ],
     combine: &[Combine::Learned, Combine::Fixed],
-    build: |options, site, window| {
-        let block = (2 * site.layer < site.layers).then(|| options.integer("block", 64));
-        let mixer = TransNormer { site, block, scale: Scale::added(options.flag("output_scale")) };
-        Ok(recurrent::mixer(mixer, site, window))
+    build: |options, layer_dims, window| {
+        let block = (2 * layer_dims.layer < layer_dims.layers).then(|| options.integer("block", 64));
+        let mixer = TransNormer { layer_dims, block, scale: OutputScale::added(options.flag("output_scale")) };
+        Ok(recurrent::mixer(mixer, layer_dims, window))
     },
 };
 
 struct TransNormer {
-    site: Site,
+    layer_dims: LayerDims,
     /// Tokens of a block in a layer of DiagAttention.
     block: Option<usize>,
-    scale: Scale,
+    scale: OutputScale,
 }
 
 impl Recurrent for TransNormer {
@@ -54,29 +57,29 @@ impl Recurrent for TransNormer {
         vec![]
     }
 
-    fn mix(&self, heads: &Heads, _: &Bound, carry: &mut Carry) -> Result<Var> {
+    fn mix(&self, heads: &LayerInputs, _: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let (q, k) = heads.rotated()?;
         if let Some(size) = self.block {
-            let sight = Sight { span: Span::Block { size, previous: false }, sinks: 0 };
-            let scale = 1.0 / (self.site.width as f32).sqrt();
-            let (num, den) = carry.attention(("block_k", "block_v"), (q, k, &heads.v), sight, scale)?;
-            return quotient(&num, &den, 0.0);
+            let mask = AttentionMask { span: Span::Block { size, previous: false }, sinks: 0 };
+            let scale = 1.0 / (self.layer_dims.width as f32).sqrt();
+            let (num, den) = ops.attention(("block_k", "block_v"), (q, k, &heads.v), mask, scale)?;
+            return normalize(&num, &den, 0.0);
         }
-        let (a, b) = (map(q, Map::EluPlusOne)?, map(k, Map::EluPlusOne)?);
-        rms_norm_over(&carry.gated("s", (&a, &b, &heads.v), None, None)?, 2, None, EPS)
+        let (a, b) = (unary(q, Unary::EluPlusOne)?, unary(k, Unary::EluPlusOne)?);
+        rms_norm_over(&ops.gated("s", (&a, &b, &heads.v), None, None)?, 2, None, EPS)
     }
 
-    fn knobs(&self) -> Vec<Knob> {
+    fn calibration_params(&self) -> Vec<CalibrationParam> {
         vec![]
     }
 
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> OutputScale {
         self.scale
     }
 
     /// Of a block the keys and values when it is full.
     fn state_size(&self) -> usize {
-        let Site { kv_heads, width, .. } = self.site;
+        let LayerDims { kv_heads, width, .. } = self.layer_dims;
         kv_heads * width * self.block.map_or(width, |block| 2 * block)
     }
 }

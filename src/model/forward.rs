@@ -6,10 +6,10 @@ use super::student::{Student, softmax};
 use super::weights::Model;
 use crate::Result;
 use crate::arch::{Layout, NormAt, NormKind, Part, QkNorm, Target};
-use crate::mixer::{Bound, Branches, Heads, Mixer, State};
+use crate::mixer::{Branches, LayerInputs, Mixer, Params, State};
 use crate::ops::attention::Scores;
 use crate::ops::linear::linear;
-use crate::ops::{Documents, Tape, Var, broadcast, elementwise, head, norm};
+use crate::ops::{Documents, Tape, Var, broadcast, elementwise, lm_head, norm};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct View<'a> {
 /// A layer's new tensors, bound to a tape where they train.
 #[derive(Default)]
 pub struct LayerVars {
-    pub mixer: Bound,
+    pub mixer: Params,
     /// A and B of each adapted linear layer.
     lora: BTreeMap<Target, [Var; 2]>,
     /// What trains, by full name.
@@ -37,11 +37,11 @@ pub struct LayerVars {
 }
 
 /// What a layer shows to whoever listens.
-pub struct Tap<'a> {
+pub struct LayerHook<'a> {
     pub layer: usize,
     /// The block's input [B, T, D].
     pub input: &'a Var,
-    pub heads: &'a Heads,
+    pub heads: &'a LayerInputs,
     /// The mixer's output before the o projection [B, T, H, V].
     pub output: &'a Var,
 }
@@ -155,7 +155,7 @@ impl<'a> View<'a> {
     }
 
     /// A block's heads from its input [B, T, D].
-    pub fn project(&self, layer: usize, x: &Var, vars: &LayerVars, positions: &Positions) -> Result<Heads> {
+    pub fn qkv(&self, layer: usize, x: &Var, vars: &LayerVars, positions: &Positions) -> Result<LayerInputs> {
         let spec = &self.model.spec;
         let (b, t, _) = x.value().dims3()?;
         let h = self.norm(layer, NormAt::Attention, x)?;
@@ -169,7 +169,7 @@ impl<'a> View<'a> {
         };
         let q = heads(Target::Q, spec.heads, Some(NormAt::Q))?;
         let k = heads(Target::K, spec.kv_heads, Some(NormAt::K))?;
-        let heads = Heads::new(q, k, heads(Target::V, spec.kv_heads, None)?)?;
+        let heads = LayerInputs::new(q, k, heads(Target::V, spec.kv_heads, None)?)?;
         let block = spec.blocks[layer];
         let scores = Scores { scale: block.scale as f32, cap: spec.score_cap.map(|cap| cap as f32) };
         let heads = heads.in_documents(positions.documents.clone()).scored(scores);
@@ -177,7 +177,7 @@ impl<'a> View<'a> {
     }
 
     /// The mixer's output [B, T, H, V] without a state.
-    fn mix(&self, layer: usize, heads: &Heads, vars: &LayerVars) -> Result<Var> {
+    fn mix(&self, layer: usize, heads: &LayerInputs, vars: &LayerVars) -> Result<Var> {
         match self.student {
             Some(student) if self.silent && student.replaced(layer) => Ok(Var::constant(heads.q.value().zeros_like()?)),
             _ => self.mixer(layer, |m| m.mix(heads, &vars.mixer, None, self.branches)),
@@ -185,7 +185,7 @@ impl<'a> View<'a> {
     }
 
     /// What attention adds to a block's input, [B, T, D], from its mixer's output.
-    fn attended(&self, layer: usize, mixed: &Var, vars: &LayerVars) -> Result<Var> {
+    fn attn_out(&self, layer: usize, mixed: &Var, vars: &LayerVars) -> Result<Var> {
         let spec = &self.model.spec;
         let (b, t, ..) = mixed.value().dims4()?;
         let mixed = mixed.reshape(&[b, t, spec.heads * spec.head_width])?;
@@ -196,35 +196,35 @@ impl<'a> View<'a> {
     pub fn attention(&self, layer: usize, x: &Var) -> Result<Tensor> {
         let vars = self.bind(layer, None, |_| false);
         let (b, t, _) = x.value().dims3()?;
-        let heads = self.project(layer, x, &vars, &Positions::whole(self.model, b, t)?)?;
-        Ok(self.attended(layer, &self.mix(layer, &heads, &vars)?, &vars)?.value().clone())
+        let heads = self.qkv(layer, x, &vars, &Positions::whole(self.model, b, t)?)?;
+        Ok(self.attn_out(layer, &self.mix(layer, &heads, &vars)?, &vars)?.value().clone())
     }
 
     /// What the MLP adds to `x`, [B, T, D].
-    fn transformed(&self, layer: usize, x: &Var, vars: &LayerVars) -> Result<Var> {
+    fn mlp_out(&self, layer: usize, x: &Var, vars: &LayerVars) -> Result<Var> {
         let at = if self.model.spec.layout == Layout::ParallelShared { NormAt::Attention } else { NormAt::Mlp };
         let h = self.norm(layer, at, x)?;
         self.norm(layer, NormAt::AfterMlp, &self.mlp(layer, &h, vars)?)
     }
 
     /// A block's output from its input and its mixer's output.
-    pub fn complete(&self, layer: usize, x: &Var, mixed: &Var, vars: &LayerVars) -> Result<Var> {
+    pub fn finish_block(&self, layer: usize, x: &Var, mixed: &Var, vars: &LayerVars) -> Result<Var> {
         let spec = &self.model.spec;
         let add = |x: &Var, y: &Var| match spec.multipliers.residual {
             1.0 => elementwise::add(x, y),
             factor => elementwise::add_scaled(x, factor as f32, y),
         };
-        let between = add(x, &self.attended(layer, mixed, vars)?)?;
+        let between = add(x, &self.attn_out(layer, mixed, vars)?)?;
         let parallel = matches!(spec.layout, Layout::Parallel | Layout::ParallelShared);
-        add(&between, &self.transformed(layer, if parallel { x } else { &between }, vars)?)
+        add(&between, &self.mlp_out(layer, if parallel { x } else { &between }, vars)?)
     }
 
     /// A whole block without cache.
     pub fn block(&self, layer: usize, x: &Var, vars: &LayerVars, positions: &Positions) -> Result<Var> {
-        let heads = self.project(layer, x, vars, positions)?;
+        let heads = self.qkv(layer, x, vars, positions)?;
         let mixed = self.mix(layer, &heads, vars)?;
         drop(heads);
-        self.complete(layer, x, &mixed, vars)
+        self.finish_block(layer, x, &mixed, vars)
     }
 
     /// One block with cache: chunked for several tokens, recurrent for one.
@@ -236,23 +236,23 @@ impl<'a> View<'a> {
         positions: &Positions,
         state: &mut State,
     ) -> Result<Var> {
-        let heads = self.project(layer, x, vars, positions)?;
+        let heads = self.qkv(layer, x, vars, positions)?;
         let mixed = self.mixer(layer, |m| match x.value().dim(1)? {
             1 => m.step(&heads, &vars.mixer, state).map(Var::constant),
             _ => m.mix(&heads, &vars.mixer, Some(state), self.branches),
         })?;
-        self.complete(layer, x, &mixed, vars)
+        self.finish_block(layer, x, &mixed, vars)
     }
 
     /// Embeddings of `ids`, as many equal rows as `positions` has: [B, T, D].
     pub fn embed(&self, ids: &[u32], positions: &Positions) -> Result<Tensor> {
         let batch = positions.documents.batch();
-        let mut x = Var::constant(head::embed(&self.model.embed, ids, batch)?);
+        let mut x = Var::constant(lm_head::embed(&self.model.embed, ids, batch)?);
         if self.model.spec.multipliers.embedding != 1.0 {
             x = broadcast::scale(&x, self.model.spec.multipliers.embedding as f32, 0.0)?;
         }
         if let Some(table) = self.model.positions() {
-            x = elementwise::add(&x, &head::embed(table, positions.rows(), batch)?.into())?;
+            x = elementwise::add(&x, &lm_head::embed(table, positions.rows(), batch)?.into())?;
         }
         Ok(x.value().clone())
     }
@@ -268,28 +268,28 @@ impl<'a> View<'a> {
         self.final_norm(&last.into()).map(|x| x.value().clone())
     }
 
-    /// Runs all blocks without gradients and shows every layer to `tap`; the last block's output [B, T, D].
-    pub fn run(&self, ids: &[u32], batch: usize, tap: &mut dyn FnMut(Tap) -> Result<Flow>) -> Result<Tensor> {
-        self.run_in(ids, &Documents::whole(batch, ids.len() / batch.max(1)), tap)
+    /// Runs all blocks without gradients and shows every layer to `hook`; the last block's output [B, T, D].
+    pub fn run(&self, ids: &[u32], batch: usize, hook: &mut dyn FnMut(LayerHook) -> Result<Flow>) -> Result<Tensor> {
+        self.run_in(ids, &Documents::whole(batch, ids.len() / batch.max(1)), hook)
     }
 
     fn run_in(
         &self,
         ids: &[u32],
         documents: &Arc<Documents>,
-        tap: &mut dyn FnMut(Tap) -> Result<Flow>,
+        hook: &mut dyn FnMut(LayerHook) -> Result<Flow>,
     ) -> Result<Tensor> {
         let positions = Positions::of(self.model, documents.clone(), &vec![0; documents.batch()], 0)?;
         let mut x = Var::constant(self.embed(ids, &positions)?);
         for layer in 0..self.model.spec.layers {
             let vars = self.bind(layer, None, |_| false);
-            let heads = self.project(layer, &x, &vars, &positions)?;
+            let heads = self.qkv(layer, &x, &vars, &positions)?;
             let mixed = self.mix(layer, &heads, &vars)?;
-            if tap(Tap { layer, input: &x, heads: &heads, output: &mixed })? == Flow::Stop {
+            if hook(LayerHook { layer, input: &x, heads: &heads, output: &mixed })? == Flow::Stop {
                 break;
             }
             drop(heads);
-            x = self.complete(layer, &x, &mixed, &vars)?;
+            x = self.finish_block(layer, &x, &mixed, &vars)?;
         }
         Ok(x.value().clone())
     }
@@ -306,11 +306,11 @@ impl<'a> View<'a> {
 
     /// All logits, [B, T, vocab].
     pub fn logits(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
-        head::logits(&self.hidden(ids, batch)?, &self.model.head)
+        lm_head::logits(&self.hidden(ids, batch)?, &self.model.head)
     }
 
     /// The same of rows with padding, or with several documents.
     pub fn logits_in(&self, ids: &[u32], documents: &Arc<Documents>) -> Result<Tensor> {
-        head::logits(&self.hidden_in(ids, documents)?, &self.model.head)
+        lm_head::logits(&self.hidden_in(ids, documents)?, &self.model.head)
     }
 }

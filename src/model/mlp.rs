@@ -4,8 +4,8 @@ use super::forward::{LayerVars, View};
 use crate::Result;
 use crate::arch::{Activation, Experts, Part, Target};
 use crate::ops::linear::linear;
-use crate::ops::map::{Map, map};
-use crate::ops::{Var, broadcast, elementwise, experts};
+use crate::ops::unary::{Unary, unary};
+use crate::ops::{Var, broadcast, elementwise, moe};
 
 impl View<'_> {
     /// [B, T, D] -> [B, T, D].
@@ -17,7 +17,7 @@ impl View<'_> {
         let up = self.linear(layer, Target::Up, h, vars)?;
         let inner = match spec.gated {
             true => gated(&self.linear(layer, Target::Gate, h, vars)?, &up, spec.activation)?,
-            false => map(&up, function(spec.activation))?,
+            false => unary(&up, function(spec.activation))?,
         };
         self.linear(layer, Target::Down, &inner, vars)
     }
@@ -27,18 +27,18 @@ impl View<'_> {
         let weights = &self.model.layers[layer];
         let of = |part: Part, x: &Var| linear(x, &Var::constant(weights.need(part)?.clone()));
         let h = h.reshape(&[b * t, d])?;
-        let (chosen, shares) = experts::route(&of(Part::Router, &h)?, spec.per_token, spec.normalised)?;
+        let (chosen, shares) = moe::route(&of(Part::Router, &h)?, spec.per_token, spec.normalised)?;
         let mut outputs = vec![];
         for (expert, tokens) in chosen.into_iter().enumerate().filter(|(_, tokens)| !tokens.is_empty()) {
-            let x = experts::gather(&h, &tokens)?;
+            let x = moe::gather(&h, &tokens)?;
             let up = of(Part::Expert(Target::Up, expert), &x)?;
             let inner = match self.model.spec.gated {
                 true => gated(&of(Part::Expert(Target::Gate, expert), &x)?, &up, self.model.spec.activation)?,
-                false => map(&up, function(self.model.spec.activation))?,
+                false => unary(&up, function(self.model.spec.activation))?,
             };
             outputs.push((of(Part::Expert(Target::Down, expert), &inner)?, tokens));
         }
-        experts::combine(&outputs, &shares, d)?.reshape(&[b, t, d])
+        moe::combine(&outputs, &shares, d)?.reshape(&[b, t, d])
     }
 }
 
@@ -46,15 +46,15 @@ impl View<'_> {
 fn gated(gate: &Var, up: &Var, activation: Activation) -> Result<Var> {
     match activation {
         Activation::Silu => elementwise::swiglu(gate, up),
-        other => broadcast::mul(&map(gate, function(other))?, up),
+        other => broadcast::mul(&unary(gate, function(other))?, up),
     }
 }
 
-fn function(activation: Activation) -> Map {
+fn function(activation: Activation) -> Unary {
     match activation {
-        Activation::Silu => Map::Silu,
-        Activation::Gelu => Map::Gelu,
-        Activation::GeluTanh => Map::GeluTanh,
-        Activation::Relu => Map::Relu,
+        Activation::Silu => Unary::Silu,
+        Activation::Gelu => Unary::Gelu,
+        Activation::GeluTanh => Unary::GeluTanh,
+        Activation::Relu => Unary::Relu,
     }
 }

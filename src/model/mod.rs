@@ -4,8 +4,8 @@
 mod adapter;
 mod forward;
 mod frequencies;
+mod fused_weights;
 mod mlp;
-mod pieces;
 mod positions;
 mod sample;
 mod session;
@@ -14,8 +14,8 @@ mod weights;
 
 pub use crate::arch::Target;
 pub use adapter::Adapter;
-pub use forward::{Flow, LayerVars, Tap, View};
-pub(crate) use pieces::join;
+pub use forward::{Flow, LayerHook, LayerVars, View};
+pub(crate) use fused_weights::join;
 pub use positions::Positions;
 pub use sample::Sampler;
 pub use session::Session;

@@ -4,7 +4,7 @@ use super::forward::{LayerVars, View};
 use super::positions::Positions;
 use crate::Result;
 use crate::mixer::State;
-use crate::ops::{Documents, Var, head};
+use crate::ops::{Documents, Var, lm_head};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl<'a> Session<'a> {
     /// After the last token of each row, [B, 1, vocab].
     fn logits(&self, x: Var) -> Result<Tensor> {
         let x = x.value().narrow(1, x.value().dim(1)? - 1, 1)?.contiguous()?;
-        head::logits(self.view.final_norm(&x.into())?.value(), &self.view.model.head)
+        lm_head::logits(self.view.final_norm(&x.into())?.value(), &self.view.model.head)
     }
 
     /// Tokens taken in, of the longest row.

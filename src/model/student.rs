@@ -49,7 +49,7 @@ impl Conversion {
 
 /// The attention of a layer of the teacher.
 pub fn softmax(spec: &Spec, layer: usize) -> Softmax {
-    Softmax::new(spec.site(layer)).within(spec.blocks[layer].window)
+    Softmax::new(spec.layer_dims(layer)).within(spec.blocks[layer].window)
 }
 
 /// Mixers and new tensors of a student.
@@ -66,7 +66,7 @@ pub struct Student {
 impl Student {
     /// A student at its initial values.
     pub fn new(conversion: Conversion, spec: &Spec, seed: u64) -> Result<Student> {
-        let mut student = Student::outline(conversion, spec)?;
+        let mut student = Student::without_weights(conversion, spec)?;
         for (name, shape, initial) in student.new_tensors() {
             student.tensors.insert(name.clone(), initial.tensor(&name, &shape, seed)?);
         }
@@ -77,7 +77,7 @@ impl Student {
     pub fn load(checkpoint: &Checkpoint, spec: &Spec) -> Result<Option<Student>> {
         let Some(conversion) = Conversion::of(checkpoint)? else { return Ok(None) };
         let path = checkpoint.files().location().join(CONFIG);
-        let mut student = Student::outline(conversion, spec).map_err(|e| {
+        let mut student = Student::without_weights(conversion, spec).map_err(|e| {
             Error::config(&path, format!("the block `subquad` describes no model: {e}"), "export the model again")
         })?;
         for (name, shape, _) in student.new_tensors() {
@@ -87,7 +87,7 @@ impl Student {
     }
 
     /// A student without its tensors: all that can be said of a conversion before it has any.
-    pub fn outline(conversion: Conversion, spec: &Spec) -> Result<Student> {
+    pub fn without_weights(conversion: Conversion, spec: &Spec) -> Result<Student> {
         let registration = mixer::known(&conversion.mixer)?;
         if let Some(layer) = conversion.softmax_layers.iter().find(|l| **l >= spec.layers) {
             return Err(Error::usage(
@@ -98,7 +98,7 @@ impl Student {
         let options = Options::new(registration.options, &conversion.options)?;
         let mixers = (0..spec.layers).map(|l| match conversion.softmax_layers.contains(&l) {
             true => Ok(Box::new(softmax(spec, l)) as Box<dyn Mixer>),
-            false => (registration.build)(&options, spec.site(l), conversion.window),
+            false => (registration.build)(&options, spec.layer_dims(l), conversion.window),
         });
         let mixers = mixers.collect::<Result<_>>()?;
         let conversion = Conversion { options: options.values().clone(), ..conversion };

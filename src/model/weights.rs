@@ -1,9 +1,9 @@
 //! The frozen weights of a decoder.
 
-use super::pieces;
+use super::fused_weights;
 use crate::arch::{NormAt, Part, Spec, StoredTensor, Target};
 use crate::checkpoint::Checkpoint;
-use crate::ops::head::Head;
+use crate::ops::lm_head::Head;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -56,7 +56,7 @@ impl Model {
         let mut outer = Layer::default();
         let mut layers = vec![Layer::default(); spec.layers];
         let stored = spec.stored();
-        let parts = stored.par_iter().map(|stored| pieces::cut(spec, stored, read(stored)?));
+        let parts = stored.par_iter().map(|stored| fused_weights::cut(spec, stored, read(stored)?));
         // All first, so that of several errors it is always the same that is told.
         for (stored, parts) in stored.iter().zip(parts.collect::<Vec<Result<_>>>()) {
             let place = stored.layer.map_or(&mut outer, |layer| &mut layers[layer]);
@@ -72,7 +72,7 @@ impl Model {
     pub fn stored(&self, stored: &StoredTensor) -> Result<Tensor> {
         let place = stored.layer.map_or(&self.outer, |layer| &self.layers[layer]);
         let parts = stored.parts.iter().map(|(part, _)| place.need(*part)).collect::<Result<Vec<_>>>()?;
-        pieces::join(&self.spec, stored, &parts)
+        fused_weights::join(&self.spec, stored, &parts)
     }
 
     /// Replaces the weight of one linear layer, when an adapter is merged.

@@ -13,9 +13,9 @@ mod sequence;
 pub(crate) use autograd::operator;
 pub use autograd::tape;
 pub use basic::*;
-pub use layout::{documents, sight};
+pub use layout::{attention_mask, documents};
 pub use sequence::*;
 
+pub use attention_mask::{AttentionMask, KvLayout, Span};
 pub use documents::Documents;
-pub use sight::{Past, Sight, Span};
 pub use tape::{Gradients, Tape, Var};

@@ -114,7 +114,12 @@ impl Costs {
     /// ```
     pub fn calibrate(&self, tokens: u64, outline: &Student, layer: usize) -> Cost {
         let n = tokens as f64;
-        let values: usize = outline.mixer(layer).knobs().iter().map(|knob| knob.values.len() + 1).sum();
+        let values: usize = outline
+            .mixer(layer)
+            .calibration_params()
+            .iter()
+            .map(|calibration_param| calibration_param.values.len() + 1)
+            .sum();
         let tried = 2.0 * (values + 2) as f64;
         let per_token = self.layers * (2.0 * self.block + self.softmax) + self.replaced * tried * self.mixer;
         let attention = self.width + 8.0 * self.queries + 3.0 * self.keys + 5.0 * self.features;

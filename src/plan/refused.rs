@@ -1,7 +1,7 @@
 //! What a recipe asks of its teacher, or of its mixer, and cannot have: found before anything runs, all of it at once.
 
 use crate::arch::Spec;
-use crate::mixer::{Misfit, NO_WEIGHTS};
+use crate::mixer::{Incompatibility, NO_WEIGHTS};
 use crate::model::{Student, Target};
 use crate::recipe::{Recipe, StageRecipe};
 
@@ -12,8 +12,8 @@ type Refusal = (String, String, String);
 pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<Refusal> {
     let mut all = layers(recipe, spec, replaced);
     all.extend(positions(recipe, spec));
-    let misfits = misfits(outline, replaced, longest(recipe));
-    all.extend(misfits.into_iter().map(|misfit| at_option(recipe, misfit)));
+    let incompatibilities = incompatibilities(outline, replaced, longest(recipe));
+    all.extend(incompatibilities.into_iter().map(|incompatibility| at_option(recipe, incompatibility)));
     for (index, stage) in recipe.stages.iter().enumerate() {
         if let StageRecipe::Lora(lora) = stage {
             all.extend(targets(index, &lora.lora.on, spec));
@@ -33,8 +33,11 @@ pub(super) fn refused(recipe: &Recipe, spec: &Spec, outline: &Student, replaced:
 
 /// What the recipe's own texts allow and the teacher's longest would not, for people to know.
 pub(super) fn beyond(recipe: &Recipe, spec: &Spec, outline: &Student, replaced: &[usize]) -> Vec<String> {
-    let misfits = misfits(outline, replaced, spec.context.max(longest(recipe)));
-    misfits.into_iter().map(|misfit| format!("`student.mixer`: {}; {}", misfit.what, misfit.hint)).collect()
+    let incompatibilities = incompatibilities(outline, replaced, spec.context.max(longest(recipe)));
+    incompatibilities
+        .into_iter()
+        .map(|incompatibility| format!("`student.mixer`: {}; {}", incompatibility.what, incompatibility.hint))
+        .collect()
 }
 
 fn layers(recipe: &Recipe, spec: &Spec, replaced: &[usize]) -> Vec<Refusal> {
@@ -90,27 +93,27 @@ fn longest(recipe: &Recipe) -> usize {
 }
 
 /// Those of all layers, each once.
-fn misfits(outline: &Student, replaced: &[usize], tokens: usize) -> Vec<Misfit> {
-    let mut all: Vec<Misfit> = vec![];
-    for misfit in replaced.iter().flat_map(|&layer| outline.mixer(layer).misfits(tokens)) {
-        if !all.contains(&misfit) {
-            all.push(misfit);
+fn incompatibilities(outline: &Student, replaced: &[usize], tokens: usize) -> Vec<Incompatibility> {
+    let mut all: Vec<Incompatibility> = vec![];
+    for incompatibility in replaced.iter().flat_map(|&layer| outline.mixer(layer).incompatibilities(tokens)) {
+        if !all.contains(&incompatibility) {
+            all.push(incompatibility);
         }
     }
     all
 }
 
 /// At the option where the recipe has it, else at the mixer whose default it is.
-fn at_option(recipe: &Recipe, misfit: Misfit) -> Refusal {
+fn at_option(recipe: &Recipe, incompatibility: Incompatibility) -> Refusal {
     let student = &recipe.student;
-    let what = format!("`{}` cannot serve here: {}", student.mixer, misfit.what);
-    let path = match misfit.option.filter(|&option| student.options.contains_key(option)) {
+    let what = format!("`{}` cannot serve here: {}", student.mixer, incompatibility.what);
+    let path = match incompatibility.option.filter(|&option| student.options.contains_key(option)) {
         Some(option) => format!("student.{option}"),
         None => "student.mixer".into(),
     };
-    let hint = match misfit.option {
-        Some(option) => format!("set `student.{option}`: {}", misfit.hint),
-        None => misfit.hint,
+    let hint = match incompatibility.option {
+        Some(option) => format!("set `student.{option}`: {}", incompatibility.hint),
+        None => incompatibility.hint,
     };
     (path, what, hint)
 }

@@ -72,7 +72,7 @@ pub(super) fn student(recipe: &Recipe, spec: &Spec) -> Result<(StudentPlan, Stud
         softmax_layers: softmax.clone(),
         trained_sequence: recipe.trained_sequence(),
     };
-    let outline = Student::outline(conversion, spec)
+    let outline = Student::without_weights(conversion, spec)
         .map_err(|error| recipe.mistake("student.mixer", error.to_string(), error.hint().unwrap_or_default()))?;
     let refused = refused(recipe, spec, &outline, &replaced);
     if !refused.is_empty() {

@@ -34,7 +34,7 @@ pub fn unmerged(run: &Path) -> Result<Unmerged> {
     let mut block = json(&model.join(CONFIG))?;
     let conversion: Conversion =
         serde_json::from_value(block["subquad"].take()).map_err(|e| damaged(&model.join(CONFIG), &e.to_string()))?;
-    let mut student = Student::outline(conversion, &spec)?;
+    let mut student = Student::without_weights(conversion, &spec)?;
     let mut model = Model::load(&teacher, &spec)?;
     let mut reports = vec![];
     let trains = |stage: &StageRecipe| !matches!(stage, StageRecipe::Merge | StageRecipe::Evaluate(_));

@@ -40,18 +40,18 @@ impl AttentionTransfer<'_> {
         let share = 1.0 / replaced.len() as f64;
         let view = View::student(self.model, student);
         let mut losses = vec![];
-        View::teacher(self.model).run(ids, batch, &mut |tap| {
-            if student.replaced(tap.layer) {
+        View::teacher(self.model).run(ids, batch, &mut |hook| {
+            if student.replaced(hook.layer) {
                 let tape = Tape::new();
-                let vars = view.bind(tap.layer, gradients.is_some().then_some(&tape), |_| true);
+                let vars = view.bind(hook.layer, gradients.is_some().then_some(&tape), |_| true);
                 let (output, entropy) =
-                    student.mixer(tap.layer).transfer(tap.heads, &vars.mixer, self.weights > 0.0)?;
-                let error = elementwise::mean_squared_error(&output, tap.output.value())?;
+                    student.mixer(hook.layer).transfer(hook.heads, &vars.mixer, self.weights > 0.0)?;
+                let error = elementwise::mean_squared_error(&output, hook.output.value())?;
                 let mut loss = self.output * f64::from(error.scalar()?);
                 if let Some(entropy) = &entropy {
                     loss += self.weights * f64::from(entropy.scalar()?);
                 }
-                losses.push((tap.layer, loss));
+                losses.push((hook.layer, loss));
                 if let Some(gradients) = gradients.as_deref_mut() {
                     let seed = |weight: f64| Tensor::new((weight * share) as f32, &Device::Cpu);
                     let mut seeds = vec![(&error, seed(self.output)?)];
@@ -66,7 +66,7 @@ impl AttentionTransfer<'_> {
                     }
                 }
             }
-            Ok(if tap.layer == last { Flow::Stop } else { Flow::Continue })
+            Ok(if hook.layer == last { Flow::Stop } else { Flow::Continue })
         })?;
         Ok(losses)
     }
@@ -91,7 +91,7 @@ impl Objective for AttentionTransfer<'_> {
         Ok(mean(&self.each_layer(student, ids, batch, None)?))
     }
 
-    fn culprit(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String> {
+    fn locate_non_finite(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String> {
         let losses = self.each_layer(student, ids, batch, None)?;
         let bad = losses.iter().find(|(_, loss)| !loss.is_finite());
         Ok(bad.map_or("the loss".into(), |(layer, _)| format!("the loss of layer {layer}")))

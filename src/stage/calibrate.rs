@@ -5,7 +5,7 @@
 //! the one whose best s leaves the least error, one knob after the other; then s itself, by [`Match`]. Nothing here is
 //! trained, and no gradient is taken.
 
-use crate::mixer::{Bound, Branches, Heads, How, Knob, Mixer, Per};
+use crate::mixer::{Branches, CalibrationParam, CalibrationUpdate, Granularity, LayerInputs, Mixer, Params};
 use crate::model::{Flow, Model, Student, View};
 use crate::ops::statistics::{head_products, minus};
 use crate::progress::{Progress, Unit, check_interrupt};
@@ -55,19 +55,19 @@ pub fn calibrate(
     let replaced: Vec<usize> = (0..model.spec.layers).filter(|&l| student.replaced(l)).collect();
     let (mut layers, mut found) = (vec![], Tensors::new());
     progress.begin("calibrate", 0, replaced.len() as u64, Unit::Items);
-    View::teacher(model).run(ids, batch, &mut |tap| {
+    View::teacher(model).run(ids, batch, &mut |hook| {
         check_interrupt()?;
-        if student.replaced(tap.layer) {
+        if student.replaced(hook.layer) {
             let own: Tensors =
-                student.mixer_tensors(tap.layer).map(|(short, _, t)| (short.to_string(), t.clone())).collect();
-            let mixer = student.mixer(tap.layer);
-            let mut layer = Layer { mixer, heads: tap.heads, target: tap.output.value(), tensors: own };
-            let report = layer.calibrate(tap.layer, rule)?;
-            found.extend(layer.tensors.into_iter().map(|(name, t)| (student.tensor_name(tap.layer, &name), t)));
+                student.mixer_tensors(hook.layer).map(|(short, _, t)| (short.to_string(), t.clone())).collect();
+            let mixer = student.mixer(hook.layer);
+            let mut layer = Layer { mixer, heads: hook.heads, target: hook.output.value(), tensors: own };
+            let report = layer.calibrate(hook.layer, rule)?;
+            found.extend(layer.tensors.into_iter().map(|(name, t)| (student.tensor_name(hook.layer, &name), t)));
             layers.push(report);
             progress.advance(layers.len() as u64, &format!("error {:.3}", report.error_after));
         }
-        Ok(if Some(&tap.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
+        Ok(if Some(&hook.layer) == replaced.last() { Flow::Stop } else { Flow::Continue })
     })?;
     student.tensors.extend(found);
     progress.end("");
@@ -76,7 +76,7 @@ pub fn calibrate(
 
 struct Layer<'a> {
     mixer: &'a dyn Mixer,
-    heads: &'a Heads,
+    heads: &'a LayerInputs,
     target: &'a Tensor,
     tensors: Tensors,
 }
@@ -128,8 +128,8 @@ impl Layer<'_> {
     fn calibrate(&mut self, layer: usize, rule: Match) -> Result<LayerCalibration> {
         let squares = head_products(self.target, self.target)?;
         let (error_before, size_before) = self.distance(&squares)?;
-        for knob in self.mixer.knobs() {
-            self.turn(&knob)?;
+        for calibration_param in self.mixer.calibration_params() {
+            self.turn(&calibration_param)?;
         }
         if let Some(name) = self.mixer.scale().name() {
             let heads = squares.len();
@@ -146,7 +146,7 @@ impl Layer<'_> {
             let left = |h: usize| share(h).map_or(1.0, |(old, new)| (1.0 - old) / (1.0 - new));
             let scales: Vec<f32> = (0..heads).map(|h| (factor * left(h) * fit.best(h).0) as f32).collect();
             self.change(name, heads, &|h, old| old * scales[h])?;
-            if let Some(name) = self.mixer.share() {
+            if let Some(name) = self.mixer.window_gate() {
                 let logit = |p: f64| (p / (1.0 - p)).ln() as f32;
                 self.change(name, heads, &|h, old| share(h).map_or(old, |(_, new)| logit(new)))?;
             }
@@ -156,8 +156,8 @@ impl Layer<'_> {
     }
 
     fn output(&self, tensors: &Tensors) -> Result<Tensor> {
-        let bound = Bound(tensors.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect());
-        Ok(self.mixer.mix(self.heads, &bound, None, Branches::Both)?.value().clone())
+        let params = Params(tensors.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect());
+        Ok(self.mixer.mix(self.heads, &params, None, Branches::Both)?.value().clone())
     }
 
     /// Relative squared error, and relative size.
@@ -171,7 +171,7 @@ impl Layer<'_> {
 
     /// The window's share of every head's output, where it is a learned one.
     fn shares(&self, heads: usize) -> Result<Vec<Option<f64>>> {
-        let Some(name) = self.mixer.share() else { return Ok(vec![None; heads]) };
+        let Some(name) = self.mixer.window_gate() else { return Ok(vec![None; heads]) };
         let logits = self.tensors[name].to_vec1::<f32>()?;
         Ok(logits.into_iter().map(|x| Some(1.0 / (1.0 + f64::from(-x).exp()))).collect())
     }
@@ -207,24 +207,24 @@ impl Layer<'_> {
     }
 
     /// Tries a knob's values in all heads at once and leaves each head at its own best.
-    fn turn(&mut self, knob: &Knob) -> Result<()> {
-        let start = self.tensors[knob.tensor].clone();
-        let parts = match knob.per {
-            Per::Head => self.heads.q.value().dim(2)?,
-            Per::KvHead => self.heads.k.value().dim(2)?,
+    fn turn(&mut self, calibration_param: &CalibrationParam) -> Result<()> {
+        let start = self.tensors[calibration_param.tensor].clone();
+        let parts = match calibration_param.granularity {
+            Granularity::Head => self.heads.q.value().dim(2)?,
+            Granularity::KvHead => self.heads.k.value().dim(2)?,
         };
         let moved = |value: f32| {
-            move |old: f32| match knob.how {
-                How::Set => value,
-                How::Multiply => value * old,
+            move |old: f32| match calibration_param.update {
+                CalibrationUpdate::Set => value,
+                CalibrationUpdate::Multiply => value * old,
             }
         };
         let mut best = vec![(f64::INFINITY, None); parts];
-        for value in std::iter::once(None).chain(knob.values.iter().copied().map(Some)) {
-            self.tensors.insert(knob.tensor.into(), start.clone());
+        for value in std::iter::once(None).chain(calibration_param.values.iter().copied().map(Some)) {
+            self.tensors.insert(calibration_param.tensor.into(), start.clone());
             if let Some(value) = value {
                 let change = moved(value);
-                self.change(knob.tensor, parts, &|_, old| change(old))?;
+                self.change(calibration_param.tensor, parts, &|_, old| change(old))?;
             }
             let errors = self.errors()?;
             for (best, errors) in best.iter_mut().zip(errors.chunks(errors.len() / parts)) {
@@ -235,8 +235,8 @@ impl Layer<'_> {
                 }
             }
         }
-        self.tensors.insert(knob.tensor.into(), start);
-        self.change(knob.tensor, parts, &|part, old| best[part].1.map_or(old, |value| moved(value)(old)))
+        self.tensors.insert(calibration_param.tensor.into(), start);
+        self.change(calibration_param.tensor, parts, &|part, old| best[part].1.map_or(old, |value| moved(value)(old)))
     }
 
     /// New values of a tensor from old ones; `parts` equal runs of its elements belong to as many heads.

@@ -52,7 +52,7 @@ impl Objective for Lora<'_> {
         Ok(self.labels * loss_only(View::student(self.model, student), ids, batch)?)
     }
 
-    fn culprit(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String> {
+    fn locate_non_finite(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String> {
         let layer = non_finite_layer(View::student(self.model, student), ids, batch)?;
         Ok(layer.map_or("the loss at the head".into(), |l| format!("the attention output of layer {l}")))
     }

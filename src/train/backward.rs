@@ -5,7 +5,7 @@
 
 use crate::Result;
 use crate::model::{Flow, LayerVars, Positions, View};
-use crate::ops::{Tape, Var, head};
+use crate::ops::{Tape, Var, lm_head};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 
@@ -58,8 +58,8 @@ pub fn end_to_end(
 
     let tape = Tape::new();
     let top = tape.leaf(x);
-    let targets = head::next_tokens(ids, ids.len() / batch);
-    let loss = head::cross_entropy(&view.final_norm(&top)?, &view.model.head, &targets)?;
+    let targets = lm_head::next_tokens(ids, ids.len() / batch);
+    let loss = lm_head::cross_entropy(&view.final_norm(&top)?, &view.model.head, &targets)?;
     let value = f64::from(loss.scalar()?) * weight;
     let seed = Tensor::new(weight as f32, loss.value().device())?;
     let mut up = tape.backward(vec![(&loss, seed)])?.take(&top);
@@ -85,17 +85,17 @@ pub fn end_to_end(
 /// The same loss without gradients.
 pub fn loss_only(view: View, ids: &[u32], batch: usize) -> Result<f64> {
     let hidden = Var::constant(view.hidden(ids, batch)?);
-    let targets = head::next_tokens(ids, ids.len() / batch);
-    Ok(f64::from(head::cross_entropy(&hidden, &view.model.head, &targets)?.scalar()?))
+    let targets = lm_head::next_tokens(ids, ids.len() / batch);
+    Ok(f64::from(lm_head::cross_entropy(&hidden, &view.model.head, &targets)?.scalar()?))
 }
 
 /// The first layer whose mixer's output is not finite on `ids`, for the message.
 pub fn non_finite_layer(view: View, ids: &[u32], batch: usize) -> Result<Option<usize>> {
     let mut found = None;
-    view.run(ids, batch, &mut |tap| {
-        let finite = crate::ops::adamw::square_sum(tap.output.value())?.is_finite();
+    view.run(ids, batch, &mut |hook| {
+        let finite = crate::ops::adamw::square_sum(hook.output.value())?.is_finite();
         if !finite {
-            found = Some(tap.layer);
+            found = Some(hook.layer);
         }
         Ok(if finite { Flow::Continue } else { Flow::Stop })
     })?;

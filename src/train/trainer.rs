@@ -21,7 +21,7 @@ pub trait Objective {
     /// Loss alone.
     fn loss(&self, student: &Student, ids: &[u32], batch: usize) -> Result<f64>;
     /// Where a loss that is not finite comes from, for the message.
-    fn culprit(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String>;
+    fn locate_non_finite(&self, student: &Student, ids: &[u32], batch: usize) -> Result<String>;
 }
 
 /// Windows to train on, and those that a plateau schedule evaluates on, which are never trained on.
@@ -150,7 +150,7 @@ impl Trainer<'_> {
             let ids = data.windows.batch(data.seed, step * parts + part, self.batch.size);
             let (loss, gradients) = objective.gradients(student, &ids, self.batch.size)?;
             if !loss.is_finite() {
-                let place = objective.culprit(student, &ids, self.batch.size)?;
+                let place = objective.locate_non_finite(student, &ids, self.batch.size)?;
                 return Err(Error::NonFinite { stage: self.stage.into(), step: step as usize + 1, place });
             }
             total += loss;

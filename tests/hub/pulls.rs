@@ -56,8 +56,8 @@ fn what_is_needed_is_fetched_once() {
     // Again: the revision is looked up, and nothing fetched. By its commit: nothing is asked at all.
     assert_eq!(user.works(&GENERATE).stdout, ran.stdout);
     assert_eq!(contents(&hub), [""; 0]);
-    let pinned = format!("{MODEL}@{commit}");
-    let by_commit = GENERATE.map(|word| if word == MODEL { pinned.as_str() } else { word });
+    let sink_tokens = format!("{MODEL}@{commit}");
+    let by_commit = GENERATE.map(|word| if word == MODEL { sink_tokens.as_str() } else { word });
     assert_eq!(user.works(&by_commit).stdout, ran.stdout);
     assert!(hub.asked().is_empty());
     // Offline, by flag and by variable; and with a Hub that is down.

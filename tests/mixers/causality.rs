@@ -1,17 +1,17 @@
 //! Nothing looks ahead, nothing crosses documents, padding counts for nothing.
 
 use super::common::{largest, random};
-use super::{Case, Layer, all, close, site};
+use super::{Case, Layer, all, close, layer_dims};
 use candle_core::Tensor;
-use subquad::mixer::{Heads, State};
+use subquad::mixer::{LayerInputs, State};
 use subquad::ops::{Documents, Var};
 
 #[test]
 fn nothing_looks_ahead() {
-    let (site, tokens, seen) = (site(4, 2, 8, 1), 100, 70);
+    let (layer_dims, tokens, seen) = (layer_dims(4, 2, 8, 1), 100, 70);
     for (m, window) in all() {
-        let case = Case::new(m, site, window);
-        let mut x = Layer::new(site, 1, tokens);
+        let case = Case::new(m, layer_dims, window);
+        let mut x = Layer::new(layer_dims, 1, tokens);
         let before = case.mix(&x.whole(), None);
         for (seed, part) in [&mut x.input, &mut x.q, &mut x.k, &mut x.v].into_iter().enumerate() {
             let mut dims = part.dims().to_vec();
@@ -30,11 +30,11 @@ fn nothing_looks_ahead() {
 /// A row with padding and several documents is its documents one by one.
 #[test]
 fn documents_and_padding() {
-    let (site, tokens) = (site(4, 2, 8, 1), 90);
+    let (layer_dims, tokens) = (layer_dims(4, 2, 8, 1), 90);
     let rows = vec![vec![3..40, 40..41, 45..90], vec![0..17, 17..88]];
     for (m, window) in all() {
-        let case = Case::new(m, site, window);
-        let x = Layer::new(site, 2, tokens);
+        let case = Case::new(m, layer_dims, window);
+        let x = Layer::new(layer_dims, 2, tokens);
         let documents = Documents::new(tokens, rows.clone()).unwrap();
         let packed = case.mix(&x.whole().in_documents(documents), None);
         for (row, documents) in rows.iter().enumerate() {
@@ -43,7 +43,7 @@ fn documents_and_padding() {
                     let x = x.narrow(0, row, 1).unwrap().narrow(1, document.start, document.len()).unwrap();
                     Var::from(x.contiguous().unwrap())
                 };
-                let heads = Heads::new(cut(&x.q), cut(&x.k), cut(&x.v)).unwrap();
+                let heads = LayerInputs::new(cut(&x.q), cut(&x.k), cut(&x.v)).unwrap();
                 let angles = x.rotary.angles(document.start, document.len());
                 let heads = heads.of_layer(cut(&x.input), Some(angles));
                 let alone = case.mix(&heads, None);
@@ -59,24 +59,24 @@ fn documents_and_padding() {
 /// A batch of texts of different lengths, padded on the left, goes on token by token as each text alone.
 #[test]
 fn left_padded_batches_are_continued() {
-    let (site, tokens, prompt) = (site(4, 2, 8, 1), 60, 40);
+    let (layer_dims, tokens, prompt) = (layer_dims(4, 2, 8, 1), 60, 40);
     for (m, window) in all() {
-        let case = Case::new(m, site, window);
-        let x = Layer::new(site, 2, tokens);
+        let case = Case::new(m, layer_dims, window);
+        let x = Layer::new(layer_dims, 2, tokens);
         let starts = [0, 29];
         let documents = Documents::new(prompt, starts.map(|s| std::iter::once(s..prompt).collect()).to_vec()).unwrap();
         let mut state = State::default();
         let first = x.part(0, prompt).in_documents(documents);
         let mut outputs = vec![case.mix(&first, Some(&mut state))];
-        let bound = case.bound();
-        outputs.extend((prompt..tokens).map(|i| case.mixer.step(&x.part(i, 1), &bound, &mut state).unwrap()));
+        let params = case.params();
+        outputs.extend((prompt..tokens).map(|i| case.mixer.step(&x.part(i, 1), &params, &mut state).unwrap()));
         let batch = Tensor::cat(&outputs, 1).unwrap();
         for (row, start) in starts.into_iter().enumerate() {
             let cut = |x: &Tensor| {
                 let x = x.narrow(0, row, 1).unwrap().narrow(1, start, tokens - start).unwrap();
                 Var::from(x.contiguous().unwrap())
             };
-            let heads = Heads::new(cut(&x.q), cut(&x.k), cut(&x.v)).unwrap();
+            let heads = LayerInputs::new(cut(&x.q), cut(&x.k), cut(&x.v)).unwrap();
             let heads = heads.of_layer(cut(&x.input), Some(x.rotary.angles(start, tokens - start)));
             let alone = case.mix(&heads, None);
             close(&format!("{}, row {row}", case.what), cut(&batch).value(), &alone);

@@ -2,9 +2,9 @@
 //! bf16. Outputs, states and gradients stay finite, and the forms agree.
 
 use super::common::{difference, random};
-use super::{Case, Layer, TOLERANCE, few, site, tolerance};
+use super::{Case, Layer, TOLERANCE, few, layer_dims, tolerance};
 use candle_core::{DType, Tensor};
-use subquad::mixer::{Branches, How, State};
+use subquad::mixer::{Branches, CalibrationUpdate, State};
 use subquad::ops::{Documents, Tape};
 
 const TOKENS: usize = 70;
@@ -49,13 +49,13 @@ fn times(x: &Tensor, by: f64) -> Tensor {
 
 #[test]
 fn large_inputs() {
-    let site = site(4, 2, 8, 2);
-    let x = Layer::new(site, 1, TOKENS);
+    let layer_dims = layer_dims(4, 2, 8, 2);
+    let x = Layer::new(layer_dims, 1, TOKENS);
     let all = |by: f64| x.map(|t, _| times(t, by));
     let logits = x.map(|t, name| if ["q", "k"].contains(&name) { times(t, 500.0) } else { t.clone() });
     let mut wrong = Wrong::default();
     for (m, window) in few() {
-        let case = Case::new(m, site, window);
+        let case = Case::new(m, layer_dims, window);
         for (what, x) in [("all x 30", &all(30.0)), ("all x 300", &all(300.0)), ("q and k x 500", &logits)] {
             wrong.not_finite(&case, what, x);
             case.agrees(x, &[33], LARGE);
@@ -66,16 +66,19 @@ fn large_inputs() {
 
 #[test]
 fn saturated_gates() {
-    let site = site(4, 2, 8, 2);
-    let x = Layer::new(site, 1, TOKENS);
+    let layer_dims = layer_dims(4, 2, 8, 2);
+    let x = Layer::new(layer_dims, 1, TOKENS);
     let mut wrong = Wrong::default();
     for (m, window) in few() {
-        let start = Case::new(m, site, window);
-        let knobs = start.mixer.knobs();
-        let gate = |name: &str| name.ends_with("bias") || knobs.iter().any(|k| k.tensor == name && k.how == How::Set);
+        let start = Case::new(m, layer_dims, window);
+        let calibration_params = start.mixer.calibration_params();
+        let gate = |name: &str| {
+            name.ends_with("bias")
+                || calibration_params.iter().any(|k| k.tensor == name && k.update == CalibrationUpdate::Set)
+        };
         for i in (0..start.tensors.len()).filter(|&i| gate(&start.tensors[i].0)) {
             for value in [30.0, -30.0, 100.0, -100.0] {
-                let mut case = Case::new(m, site, window);
+                let mut case = Case::new(m, layer_dims, window);
                 let (name, tensor) = &mut case.tensors[i];
                 *tensor = tensor.affine(0.0, value).unwrap();
                 let what = format!("{name} = {value}");
@@ -90,14 +93,14 @@ fn saturated_gates() {
 
 #[test]
 fn zeros() {
-    let site = site(4, 2, 8, 2);
+    let layer_dims = layer_dims(4, 2, 8, 2);
     let mut wrong = Wrong::default();
     for (m, window) in few() {
-        let case = Case::new(m, site, window);
+        let case = Case::new(m, layer_dims, window);
         for silent in ["input", "q", "k", "v", "everything"] {
             let zero = |name: &str| name == silent || silent == "everything";
             let part = |t: &Tensor, name: &'static str| if zero(name) { t.zeros_like().unwrap() } else { t.clone() };
-            let x = Layer::new(site, 1, TOKENS).map(part);
+            let x = Layer::new(layer_dims, 1, TOKENS).map(part);
             wrong.not_finite(&case, &format!("{silent} zero"), &x);
             case.agrees(&x, &[33], tolerance(m));
         }
@@ -109,10 +112,10 @@ fn zeros() {
 /// with in f32, and make no more difference than their rounding.
 #[test]
 fn values_of_bf16() {
-    let site = site(4, 2, 8, 2);
+    let layer_dims = layer_dims(4, 2, 8, 2);
     let rounded = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
     for (m, window) in few() {
-        let (mut case, x) = (Case::new(m, site, window), Layer::new(site, 1, TOKENS));
+        let (mut case, x) = (Case::new(m, layer_dims, window), Layer::new(layer_dims, 1, TOKENS));
         let exact = case.mix(&x.whole(), None);
         let x = x.map(|t, _| rounded(t));
         case.tensors.iter_mut().for_each(|(_, t)| *t = rounded(t));
@@ -125,11 +128,11 @@ fn values_of_bf16() {
 /// Kernels take f32, and whoever gives them something else is told so.
 #[test]
 fn tensors_of_bf16_are_refused() {
-    let site = site(4, 2, 8, 2);
+    let layer_dims = layer_dims(4, 2, 8, 2);
     for (m, window) in few() {
-        let case = Case::new(m, site, window);
-        let x = Layer::new(site, 1, TOKENS).map(|t, _| t.to_dtype(DType::BF16).unwrap());
-        let error = case.mixer.mix(&x.whole(), &case.bound(), None, Branches::Both).err();
+        let case = Case::new(m, layer_dims, window);
+        let x = Layer::new(layer_dims, 1, TOKENS).map(|t, _| t.to_dtype(DType::BF16).unwrap());
+        let error = case.mixer.mix(&x.whole(), &case.params(), None, Branches::Both).err();
         let error = error.unwrap_or_else(|| panic!("{} takes bf16", case.what)).to_string();
         assert!(error.contains("BF16") && error.contains("f32"), "{}: {error}", case.what);
     }

@@ -1,9 +1,9 @@
 //! Gradients of every input and tensor against differences of the loss along random directions.
 
 use super::common::random;
-use super::{Case, Layer, few, options, site};
+use super::{Case, Layer, few, layer_dims, options};
 use candle_core::{DType, Tensor};
-use subquad::mixer::{MIXERS, Site};
+use subquad::mixer::{LayerDims, MIXERS};
 use subquad::ops::{Documents, Tape};
 
 fn inner(a: &Tensor, b: &Tensor) -> f64 {
@@ -13,11 +13,11 @@ fn inner(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Of a call with documents and padding. None is zero, but of what a mixer does not use: it need not use everything that
 /// a layer offers.
-fn are_those_of_differences(case: &Case, site: Site) {
+fn are_those_of_differences(case: &Case, layer_dims: LayerDims) {
     let (batch, tokens) = (2, 37);
-    let x = Layer::new(site, batch, tokens);
+    let x = Layer::new(layer_dims, batch, tokens);
     let documents = Documents::new(tokens, vec![vec![2..20, 20..37], vec![0..37]]).unwrap();
-    let up = random(99, &[batch, tokens, site.heads, site.width], 1.0);
+    let up = random(99, &[batch, tokens, layer_dims.heads, layer_dims.width], 1.0);
     let mut named = case.named(&x);
     let tape = Tape::new();
     let (o, vars) = case.of(&named, &x.rotary, &documents, Some(&tape));
@@ -50,18 +50,18 @@ fn are_those_of_differences(case: &Case, site: Site) {
 
 #[test]
 fn beside_every_kind_of_window() {
-    let site = site(4, 2, 8, 1);
+    let layer_dims = layer_dims(4, 2, 8, 1);
     for (m, window) in few() {
-        are_those_of_differences(&Case::new(m, site, window), site);
+        are_those_of_differences(&Case::new(m, layer_dims, window), layer_dims);
     }
 }
 
 #[test]
 fn with_every_option() {
-    let site = site(4, 2, 8, 1);
+    let layer_dims = layer_dims(4, 2, 8, 1);
     for m in MIXERS {
         for options in options(m).into_iter().skip(1) {
-            are_those_of_differences(&Case::with(m, &options, site, None), site);
+            are_those_of_differences(&Case::with(m, &options, layer_dims, None), layer_dims);
         }
     }
 }
@@ -69,8 +69,8 @@ fn with_every_option() {
 #[test]
 fn in_every_layer_and_grouping() {
     for m in MIXERS {
-        for site in [site(4, 4, 8, 0), site(4, 1, 8, 3), site(1, 1, 20, 2)] {
-            are_those_of_differences(&Case::new(m, site, None), site);
+        for layer_dims in [layer_dims(4, 4, 8, 0), layer_dims(4, 1, 8, 3), layer_dims(1, 1, 20, 2)] {
+            are_those_of_differences(&Case::new(m, layer_dims, None), layer_dims);
         }
     }
 }

@@ -15,7 +15,9 @@ use candle_core::{DType, Tensor};
 use common::{difference, random};
 use serde_json::{Map, Value};
 use std::sync::Arc;
-use subquad::mixer::{self, Bound, Branches, Heads, MIXERS, Mixer, OptionKind, Registration, Site, State, Window};
+use subquad::mixer::{
+    self, Branches, LayerDims, LayerInputs, MIXERS, Mixer, OptionKind, Params, Registration, State, Window,
+};
 use subquad::ops::rope::Rotary;
 use subquad::ops::{Documents, Tape, Var};
 
@@ -28,8 +30,8 @@ fn tolerance(m: &Registration) -> f64 {
     if m.name == "rebased" { 100.0 * TOLERANCE } else { TOLERANCE }
 }
 
-fn site(heads: usize, kv_heads: usize, width: usize, layer: usize) -> Site {
-    Site { heads, kv_heads, width, model_width: heads * width, layer, layers: 4 }
+fn layer_dims(heads: usize, kv_heads: usize, width: usize, layer: usize) -> LayerDims {
+    LayerDims { heads, kv_heads, width, model_width: heads * width, layer, layers: 4 }
 }
 
 /// Every registered mixer, alone and beside each window that it allows.
@@ -70,26 +72,26 @@ struct Case {
 }
 
 impl Case {
-    fn new(m: &Registration, site: Site, window: Option<Window>) -> Case {
-        Case::with(m, &Map::new(), site, window)
+    fn new(m: &Registration, layer_dims: LayerDims, window: Option<Window>) -> Case {
+        Case::with(m, &Map::new(), layer_dims, window)
     }
 
-    fn with(m: &Registration, options: &Map<String, Value>, site: Site, window: Option<Window>) -> Case {
-        let mixer = mixer::build(m.name, options, site, window).unwrap();
+    fn with(m: &Registration, options: &Map<String, Value>, layer_dims: LayerDims, window: Option<Window>) -> Case {
+        let mixer = mixer::build(m.name, options, layer_dims, window).unwrap();
         let moved = |(i, t): (usize, mixer::NewTensor)| {
             let start = t.initial.tensor(t.name, &t.shape, 0).unwrap();
             (t.name.to_string(), (start + random(10 + i as u64, &t.shape, 0.3)).unwrap())
         };
         let tensors = mixer.tensors().into_iter().enumerate().map(moved).collect();
-        Case { what: format!("{} {options:?} at {site:?} beside {window:?}", m.name), mixer, tensors }
+        Case { what: format!("{} {options:?} at {layer_dims:?} beside {window:?}", m.name), mixer, tensors }
     }
 
-    fn bound(&self) -> Bound {
-        Bound(self.tensors.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect())
+    fn params(&self) -> Params {
+        Params(self.tensors.iter().map(|(name, t)| (name.clone(), t.clone().into())).collect())
     }
 
-    fn mix(&self, heads: &Heads, state: Option<&mut State>) -> Tensor {
-        self.mixer.mix(heads, &self.bound(), state, Branches::Both).unwrap().value().clone()
+    fn mix(&self, heads: &LayerInputs, state: Option<&mut State>) -> Tensor {
+        self.mixer.mix(heads, &self.params(), state, Branches::Both).unwrap().value().clone()
     }
 
     /// Whole sequence at once = cut in two at each of `cuts` = token by token, outputs and states.
@@ -109,8 +111,8 @@ impl Case {
             close(format!("cut at {cut}"), &Tensor::cat(&[first, second], 1).unwrap(), &whole);
         }
         let mut state = State::default();
-        let bound = self.bound();
-        let step = |i: usize, state: &mut State| self.mixer.step(&x.part(i, 1), &bound, state).unwrap();
+        let params = self.params();
+        let step = |i: usize, state: &mut State| self.mixer.step(&x.part(i, 1), &params, state).unwrap();
         let steps: Vec<Tensor> = (0..tokens).map(|i| step(i, &mut state)).collect();
         close("token by token".into(), &Tensor::cat(&steps, 1).unwrap(), &whole);
         assert_eq!(state.past, end.past, "{}", self.what);
@@ -145,11 +147,11 @@ impl Case {
         let var = |t: &Tensor| tape.map_or_else(|| t.clone().into(), |tape| tape.leaf(t.clone()));
         let vars: Vec<Var> = named.iter().map(|(_, t)| var(t)).collect();
         let own = named.len() - 4;
-        let bound = Bound(named.iter().zip(&vars).take(own).map(|((n, _), v)| (n.clone(), v.clone())).collect());
+        let params = Params(named.iter().zip(&vars).take(own).map(|((n, _), v)| (n.clone(), v.clone())).collect());
         let [input, q, k, v] = [0, 1, 2, 3].map(|i| vars[own + i].clone());
-        let heads = Heads::new(q, k, v).unwrap().of_layer(input, Some(rotary.angles(0, documents.tokens())));
+        let heads = LayerInputs::new(q, k, v).unwrap().of_layer(input, Some(rotary.angles(0, documents.tokens())));
         let heads = heads.in_documents(Arc::clone(documents));
-        (self.mixer.mix(&heads, &bound, None, Branches::Both).unwrap(), vars)
+        (self.mixer.mix(&heads, &params, None, Branches::Both).unwrap(), vars)
     }
 }
 
@@ -164,8 +166,8 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(site: Site, batch: usize, tokens: usize) -> Layer {
-        let Site { heads, kv_heads, width, model_width, .. } = site;
+    fn new(layer_dims: LayerDims, batch: usize, tokens: usize) -> Layer {
+        let LayerDims { heads, kv_heads, width, model_width, .. } = layer_dims;
         Layer {
             input: random(4, &[batch, tokens, model_width], 1.0),
             q: random(1, &[batch, tokens, heads, width], 2.0),
@@ -187,13 +189,13 @@ impl Layer {
         }
     }
 
-    fn part(&self, from: usize, n: usize) -> Heads {
+    fn part(&self, from: usize, n: usize) -> LayerInputs {
         let cut = |x: &Tensor| Var::from(x.narrow(1, from, n).unwrap().contiguous().unwrap());
-        let heads = Heads::new(cut(&self.q), cut(&self.k), cut(&self.v)).unwrap();
+        let heads = LayerInputs::new(cut(&self.q), cut(&self.k), cut(&self.v)).unwrap();
         heads.of_layer(cut(&self.input), Some(self.rotary.angles(from, n)))
     }
 
-    fn whole(&self) -> Heads {
+    fn whole(&self) -> LayerInputs {
         self.part(0, self.q.dim(1).unwrap())
     }
 }

@@ -6,11 +6,12 @@ use ops::linear_attention::linear_attention;
 #[test]
 fn beside_every_sight_over_every_layout() {
     for &(b, t, h, g, f, v) in SHAPES {
-        let lags = [None, Some(Sight::sliding(0)), Some(Sight::sliding(5)), Some(Sight::sliding(100))];
+        let lags =
+            [None, Some(AttentionMask::sliding(0)), Some(AttentionMask::sliding(5)), Some(AttentionMask::sliding(100))];
         let all = lags.into_iter().chain(SIGHTS.iter().copied().map(Some));
         for beside in all {
             for documents in layouts(b, t) {
-                for past in pasts(b, beside.unwrap_or(Sight::sliding(0))) {
+                for past in pasts(b, beside.unwrap_or(AttentionMask::sliding(0))) {
                     let keys = t + past.columns();
                     let positive = |seed, shape: &[usize]| random(seed, shape, 1.0).abs().unwrap();
                     let inputs = [
@@ -30,7 +31,7 @@ fn beside_every_sight_over_every_layout() {
                         },
                         |x| {
                             let x_refs = [&x[0], &x[1], &x[2], &x[3], &x[4]];
-                            let outputs = reference::linear_attention(x_refs, beside, &documents, &past)?;
+                            let outputs = naive::linear_attention(x_refs, beside, &documents, &past)?;
                             connected(outputs.to_vec(), x)
                         },
                         TOLERANCE,

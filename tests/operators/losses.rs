@@ -20,7 +20,7 @@ fn attention_entropy() {
             }
             let slow = |x: &[Tensor]| {
                 let heads_first = |y: &Tensor| y.to_dtype(candle_core::DType::F64)?.transpose(1, 2)?.contiguous();
-                let (q, keys) = (heads_first(&q)?, heads_first(&reference::repeat_heads(&keys, h)?)?);
+                let (q, keys) = (heads_first(&q)?, heads_first(&naive::repeat_heads(&keys, h)?)?);
                 let scores = (q.matmul(&keys.t()?)? * 0.5)?;
                 // Padding is taken as documents of one token, which do not count.
                 let document = |row: usize, i: usize| documents.row(row).iter().position(|d| d.contains(&i));
@@ -76,10 +76,10 @@ fn head_losses() {
 fn head_losses_of(cap: Option<f32>) {
     let (b, t, d, vocab) = (2, 33, 12, 50);
     let weight = random(1, &[vocab, d], 1.0);
-    let head = ops::head::Head { weight: weight.clone(), cap };
+    let head = ops::lm_head::Head { weight: weight.clone(), cap };
     let ids: Vec<u32> = (0..b * t).map(|i| (i * 7 % vocab) as u32).collect();
-    let targets = ops::head::next_tokens(&ids, t);
-    let counted: Vec<usize> = (0..b * t).filter(|i| targets[*i] != ops::head::IGNORE).collect();
+    let targets = ops::lm_head::next_tokens(&ids, t);
+    let counted: Vec<usize> = (0..b * t).filter(|i| targets[*i] != ops::lm_head::IGNORE).collect();
     let log_probabilities = |h: &Tensor| -> candle_core::Result<Tensor> {
         let logits = h.reshape((b * t, d))?.matmul(&weight.to_dtype(h.dtype())?.t()?)?;
         let logits = match cap.map(f64::from) {
@@ -91,7 +91,7 @@ fn head_losses_of(cap: Option<f32>) {
     compare(
         "cross-entropy",
         &[random(2, &[b, t, d], 1.0)],
-        |x| Ok(vec![ops::head::cross_entropy(&x[0], &head, &targets)?]),
+        |x| Ok(vec![ops::lm_head::cross_entropy(&x[0], &head, &targets)?]),
         |x| {
             let rows: Vec<u32> = counted.iter().map(|&i| i as u32).collect();
             let columns: Vec<u32> = counted.iter().map(|&i| targets[i]).collect();
@@ -103,8 +103,8 @@ fn head_losses_of(cap: Option<f32>) {
         TOLERANCE,
     );
     let (teacher, student) = (random(2, &[b, t, d], 1.0), random(3, &[b, t, d], 1.0));
-    let sums = ops::head::compare(&[(&teacher, &head), (&student, &head)], &targets).unwrap();
-    let logits = ops::head::logits(&teacher, &head).unwrap();
+    let sums = ops::lm_head::compare(&[(&teacher, &head), (&student, &head)], &targets).unwrap();
+    let logits = ops::lm_head::logits(&teacher, &head).unwrap();
     let normalised = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap().reshape((b * t, vocab)).unwrap();
     assert!(difference(&normalised, &log_probabilities(&teacher).unwrap()) < TOLERANCE);
     let rows = |h: &Tensor| log_probabilities(h).unwrap().to_vec2::<f32>().unwrap();

@@ -11,7 +11,7 @@ mod streams;
 use candle_core::{D, Device, Tensor};
 use common::{compare, difference, random};
 use std::sync::Arc;
-use subquad::ops::{self, Documents, Past, Sight, Span, Var, reference};
+use subquad::ops::{self, AttentionMask, Documents, KvLayout, Span, Var, naive};
 
 const TOLERANCE: f64 = 2e-5;
 
@@ -43,23 +43,23 @@ fn layouts(batch: usize, tokens: usize) -> Vec<Arc<Documents>> {
 }
 
 /// What queries see: spans, with and without sinks.
-const SIGHTS: &[Sight] = &[
-    Sight::ALL,
-    Sight { span: Span::Sliding { size: 1 }, sinks: 0 },
-    Sight { span: Span::Sliding { size: 16 }, sinks: 0 },
-    Sight { span: Span::Sliding { size: 64 }, sinks: 0 },
-    Sight { span: Span::Sliding { size: 500 }, sinks: 1 },
-    Sight { span: Span::Sliding { size: 7 }, sinks: 3 },
-    Sight { span: Span::Block { size: 16, previous: false }, sinks: 0 },
-    Sight { span: Span::Block { size: 64, previous: true }, sinks: 0 },
-    Sight { span: Span::Block { size: 5, previous: true }, sinks: 4 },
+const SIGHTS: &[AttentionMask] = &[
+    AttentionMask::ALL,
+    AttentionMask { span: Span::Sliding { size: 1 }, sinks: 0 },
+    AttentionMask { span: Span::Sliding { size: 16 }, sinks: 0 },
+    AttentionMask { span: Span::Sliding { size: 64 }, sinks: 0 },
+    AttentionMask { span: Span::Sliding { size: 500 }, sinks: 1 },
+    AttentionMask { span: Span::Sliding { size: 7 }, sinks: 3 },
+    AttentionMask { span: Span::Block { size: 16, previous: false }, sinks: 0 },
+    AttentionMask { span: Span::Block { size: 64, previous: true }, sinks: 0 },
+    AttentionMask { span: Span::Block { size: 5, previous: true }, sinks: 4 },
 ];
 
-/// Nothing before the call, and rows of different lengths of which a state kept what `sight` asks for.
-fn pasts(batch: usize, sight: Sight) -> [Past; 2] {
+/// Nothing before the call, and rows of different lengths of which a state kept what `mask` asks for.
+fn pasts(batch: usize, mask: AttentionMask) -> [KvLayout; 2] {
     let seen: Vec<usize> = (0..batch).map(|row| [9, 2][row % 2]).collect();
-    let recent = sight.keeps().unwrap_or(9).min(9 - sight.sinks);
-    [Past::none(batch), Past { pinned: sight.sinks, recent, seen }]
+    let window_tokens = mask.keeps().unwrap_or(9).min(9 - mask.sinks);
+    [KvLayout::none(batch), KvLayout { sink_tokens: mask.sinks, window_tokens, seen }]
 }
 
 /// The outputs with every input in their graph (a factor of 0 would take it out again): no gradient is one of zero.
@@ -177,7 +177,7 @@ fn partial_rope() {
 /// Two of four experts, each a matrix; the choice is made by hand.
 #[test]
 fn experts() {
-    use ops::experts::{combine, gather, route};
+    use ops::moe::{combine, gather, route};
     let (n, d, count, k) = (9, 6, 4, 2);
     let inputs = [random(1, &[n, d], 1.0), random(2, &[count, d], 2.0), random(3, &[count, d, d], 1.0)];
     let logits = inputs[0].matmul(&inputs[1].t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
@@ -192,7 +192,7 @@ fn experts() {
                 let flat = x[2].reshape(&[count, d * d])?;
                 let mut outputs = vec![];
                 for (e, tokens) in chosen.into_iter().enumerate() {
-                    let only = ops::experts::gather(&flat, &Arc::new(vec![(e, 0)]))?.reshape(&[d, d])?;
+                    let only = ops::moe::gather(&flat, &Arc::new(vec![(e, 0)]))?.reshape(&[d, d])?;
                     outputs.push((ops::linear::linear(&gather(&x[0], &tokens)?, &only)?, tokens));
                 }
                 Ok(vec![combine(&outputs, &shares, d)?])
@@ -216,8 +216,8 @@ fn feature_map() {
         compare(
             &format!("two softmaxes {:?}", (b, t, h, g, k, f)),
             &[random(1, &[b, t, g, k], 2.0), random(2, &[h, k, f], 1.0)],
-            |x| Ok(vec![ops::feature_map::two_softmaxes(&x[0], &x[1])?]),
-            |x| Ok(vec![reference::two_softmaxes(&x[0], &x[1])?]),
+            |x| Ok(vec![ops::paired_softmax::two_softmaxes(&x[0], &x[1])?]),
+            |x| Ok(vec![naive::two_softmaxes(&x[0], &x[1])?]),
             TOLERANCE,
         );
     }
@@ -228,10 +228,11 @@ fn operators_are_causal() {
     let (b, t, h, k) = (1, 100, 2, 8);
     let run = |x: &Tensor| {
         let x: Var = x.abs().unwrap().into();
-        let (documents, past) = (Documents::whole(b, t), Past::none(b));
-        let beside = Some(Sight::sliding(3));
+        let (documents, past) = (Documents::whole(b, t), KvLayout::none(b));
+        let beside = Some(AttentionMask::sliding(3));
         let l = ops::linear_attention::linear_attention(&x, &x, &x, beside, &documents, &past, None).unwrap();
-        let (num, _) = ops::attention::attention(&x, &x, &x, Sight::sliding(9), &documents, &past, 1.0).unwrap();
+        let (num, _) =
+            ops::attention::attention(&x, &x, &x, AttentionMask::sliding(9), &documents, &past, 1.0).unwrap();
         let (flat, weight) = (x.reshape(&[b, t, h * k]).unwrap(), random(3, &[h * k, 4], 1.0).into());
         let (y, _) = ops::short_convolution::short_convolution(&flat, &weight, None, true, None, &documents).unwrap();
         let y = y.reshape(&[b, t, h, k]).unwrap();
@@ -253,15 +254,15 @@ fn quotients() {
     compare(
         "quotient",
         &[num(1), den(2)],
-        |x| Ok(vec![ops::quotient::quotient(&x[0], &x[1], 1e-12)?]),
+        |x| Ok(vec![ops::normalize::normalize(&x[0], &x[1], 1e-12)?]),
         |x| Ok(vec![x[0].broadcast_div(&x[1].unsqueeze(3)?)?]),
         TOLERANCE,
     );
     compare(
         "joint quotient",
         &[num(1), den(2), num(3), den(4), (random(5, &[h], 2.0).abs().unwrap() + 0.1).unwrap()],
-        |x| Ok(vec![ops::quotient::joint_quotient((&x[0], &x[1]), (&x[2], &x[3]), &x[4])?]),
-        |x| Ok(vec![reference::joint_quotient(&x[0], &x[1], &x[2], &x[3], &x[4])?]),
+        |x| Ok(vec![ops::normalize::joint_normalize((&x[0], &x[1]), (&x[2], &x[3]), &x[4])?]),
+        |x| Ok(vec![naive::joint_normalize(&x[0], &x[1], &x[2], &x[3], &x[4])?]),
         TOLERANCE,
     );
 }
@@ -274,8 +275,8 @@ fn quotients_of_padding() {
     let [nw, nl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1, 3])));
     let [dw, dl] = [0; 2].map(|_| tape.leaf(zero(&[1, 2, 1])));
     let gamma = tape.leaf(random(2, &[1], 1.0));
-    let single = ops::quotient::quotient(&nw, &dw, 0.0).unwrap();
-    let joint = ops::quotient::joint_quotient((&nw, &dw), (&nl, &dl), &gamma).unwrap();
+    let single = ops::normalize::normalize(&nw, &dw, 0.0).unwrap();
+    let joint = ops::normalize::joint_normalize((&nw, &dw), (&nl, &dl), &gamma).unwrap();
     let up = random(1, &[1, 2, 1, 3], 1.0);
     let mut grads = tape.backward(vec![(&single, up.clone()), (&joint, up)]).unwrap();
     for x in [&single, &joint] {

@@ -28,7 +28,7 @@ fn every_width_over_every_layout() {
                         let bias = with_bias.then(|| &x[x.len() - 1]);
                         let none = before.to_dtype(x[0].dtype())?;
                         let before = if with_before { &x[2] } else { &none };
-                        let [y, tail] = reference::short_convolution([&x[0], &x[1], before], bias, silu, &documents)?;
+                        let [y, tail] = naive::short_convolution([&x[0], &x[1], before], bias, silu, &documents)?;
                         connected(if with_before { vec![y, tail] } else { vec![y] }, x)
                     },
                     TOLERANCE,

@@ -25,7 +25,7 @@ struct Text {
 
 /// The state between parts: every buffer of keys, the linear state, and the convolution's inputs.
 struct State {
-    past: Past,
+    past: KvLayout,
     keys: [Tensor; 3],
     s: Tensor,
     z: Tensor,
@@ -54,7 +54,7 @@ impl Text {
         let batch = documents().len();
         let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
         State {
-            past: Past::none(batch),
+            past: KvLayout::none(batch),
             keys: self.keys.each_ref().map(|x| x.narrow(1, 0, 0).unwrap()),
             s: zeros(&[batch, 4, 5, 6]),
             z: zeros(&[batch, 4, 5]),
@@ -63,7 +63,15 @@ impl Text {
     }
 
     /// Outputs of `n` tokens from `from` on, after `padding` tokens of padding in every row.
-    fn part(&self, sight: Sight, alone: bool, from: usize, n: usize, padding: usize, state: &mut State) -> Vec<Tensor> {
+    fn part(
+        &self,
+        mask: AttentionMask,
+        alone: bool,
+        from: usize,
+        n: usize,
+        padding: usize,
+        state: &mut State,
+    ) -> Vec<Tensor> {
         let rows: Vec<Vec<_>> = documents().into_iter().map(|row| inside(&row, from, n, padding)).collect();
         for (row, all) in documents().iter().enumerate() {
             // A document that begins in this part, and is its first, does not go on from what came before.
@@ -79,17 +87,17 @@ impl Text {
             Tensor::cat(&[random(9, &shape, 1.0), part], 1).unwrap()
         };
         let [q, a, x] = self.queries.each_ref().map(cut);
-        let mut joined = vec![];
+        let mut kv = vec![];
         for (old, new) in state.keys.iter().zip(&self.keys) {
-            joined.push(Tensor::cat(&[old.clone(), cut(new)], 1).unwrap());
+            kv.push(Tensor::cat(&[old.clone(), cut(new)], 1).unwrap());
         }
-        let [k, v, b] = [0, 1, 2].map(|i| joined[i].clone());
-        let beside = (!alone).then_some(sight);
+        let [k, v, b] = [0, 1, 2].map(|i| kv[i].clone());
+        let beside = (!alone).then_some(mask);
         let past = &state.past;
         let (num, den, linear) = if n + padding == 1 {
-            let (num, den) = attention_step(&q, &k, &v, sight, &documents, past, 0.3).unwrap();
+            let (num, den) = attention_step(&q, &k, &v, mask, &documents, past, 0.3).unwrap();
             let (columns, rows) = match beside {
-                Some(sight) => past.leaving(&documents, sight),
+                Some(mask) => past.leaving(&documents, mask),
                 None => {
                     let present = |row| documents.row(row).len();
                     (past.columns()..past.columns() + 1, (0..documents.batch()).map(|row| 0..present(row)).collect())
@@ -101,7 +109,7 @@ impl Text {
             (num, den, [num_l, den_l, s, z])
         } else {
             let [q, k, v, a, b] = [&q, &k, &v, &a, &b].map(|x| Var::from(x.clone()));
-            let (num, den) = attention(&q, &k, &v, sight, &documents, past, 0.3).unwrap();
+            let (num, den) = attention(&q, &k, &v, mask, &documents, past, 0.3).unwrap();
             let before = (&state.s.clone().into(), &state.z.clone().into());
             let l = linear_attention(&a, &b, &v, beside, &documents, past, Some(before)).unwrap();
             let l = [l.num, l.den, l.state, l.normaliser].map(|x| x.value().clone());
@@ -110,18 +118,18 @@ impl Text {
         let before = state.tail.clone().into();
         let (y, tail) = short_convolution(&x.into(), &self.weight, None, true, Some(&before), &documents).unwrap();
         let [num_l, den_l, s, z] = linear;
-        let after = past.after(&documents, sight);
-        let keys = [0, 1, 2].map(|i| past.carry(&joined[i], &documents, &after).unwrap());
+        let after = past.after(&documents, mask);
+        let keys = [0, 1, 2].map(|i| past.carry(&kv[i], &documents, &after).unwrap());
         *state = State { past: after, keys, s, z, tail: tail.value().clone() };
         let outputs = [num, den, num_l, den_l, y.value().clone()];
         outputs.iter().map(|x| x.narrow(1, padding, n).unwrap()).collect()
     }
 
     /// Outputs and final state of the text in parts of the given lengths.
-    fn run(&self, sight: Sight, alone: bool, parts: &[(usize, usize)]) -> (Vec<Tensor>, State) {
+    fn run(&self, mask: AttentionMask, alone: bool, parts: &[(usize, usize)]) -> (Vec<Tensor>, State) {
         let (mut state, mut from, mut all) = (self.start(), 0, vec![]);
         for &(n, padding) in parts {
-            all.push(self.part(sight, alone, from, n, padding, &mut state));
+            all.push(self.part(mask, alone, from, n, padding, &mut state));
             from += n;
         }
         assert_eq!(from, TOKENS);
@@ -158,11 +166,11 @@ fn cut_anywhere_and_token_by_token() {
         [1, 7, 36, 63, 64, 65, 149].iter().map(|&cut| vec![(cut, 0), (TOKENS - cut, 3)]).collect();
     ways.push((0..TOKENS / 10).map(|i| (10, i % 3)).collect());
     ways.push(vec![(1, 0); TOKENS]);
-    for (sight, alone) in SIGHTS.iter().map(|s| (*s, false)).chain([(Sight::ALL, true), (SIGHTS[5], true)]) {
-        let (whole, end) = text.run(sight, alone, &[(TOKENS, 0)]);
+    for (mask, alone) in SIGHTS.iter().map(|s| (*s, false)).chain([(AttentionMask::ALL, true), (SIGHTS[5], true)]) {
+        let (whole, end) = text.run(mask, alone, &[(TOKENS, 0)]);
         for parts in &ways {
-            let (outputs, state) = text.run(sight, alone, parts);
-            let what = format!("{sight:?} alone {alone}, parts {parts:?}");
+            let (outputs, state) = text.run(mask, alone, parts);
+            let what = format!("{mask:?} alone {alone}, parts {parts:?}");
             for (i, (got, want)) in outputs.iter().zip(&whole).enumerate() {
                 let d = difference(got, want);
                 assert!(d < TOLERANCE, "{what}: output {i} differs by {d:.1e}");

@@ -14,7 +14,7 @@ use common::difference;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use subquad::checkpoint::load_tensors;
-use subquad::mixer::{self, Bound, Branches, Combine, Heads, Initial, Site, Window};
+use subquad::mixer::{self, Branches, Combine, Initial, LayerDims, LayerInputs, Params, Window};
 use subquad::ops::linear::linear;
 use subquad::ops::rope::Rotary;
 use subquad::ops::{Tape, Var};
@@ -82,15 +82,15 @@ impl Oracle<'_> {
         let x: Tensors = load_tensors(path.as_ref()).unwrap().0;
         let (_, tokens, model_width) = x["x"].dims3().unwrap();
         let (heads, kv_heads) = (HEADS, HEADS);
-        let site = Site { heads, kv_heads, width: WIDTH, model_width, layer: self.layer, layers: 4 };
-        let mixer = mixer::build(self.mixer, self.options.as_object().unwrap(), site, window).unwrap();
+        let layer_dims = LayerDims { heads, kv_heads, width: WIDTH, model_width, layer: self.layer, layers: 4 };
+        let mixer = mixer::build(self.mixer, self.options.as_object().unwrap(), layer_dims, window).unwrap();
         let tape = Tape::new();
         let input = tape.leaf(x["x"].clone());
         let [q, k, v] = project(&x, &input);
         // Fixtures with RoPE have its cosines; RetNet's layer makes them itself.
         let angles =
             (x.contains_key("cos") || self.mixer == "retention").then(|| Rotary::new(WIDTH, 10000.0).angles(0, tokens));
-        let layer = Heads::new(q, k, v).unwrap().of_layer(input.clone(), angles);
+        let layer = LayerInputs::new(q, k, v).unwrap().of_layer(input.clone(), angles);
         let fit =
             |name: &str| self.tensors.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("{what}: {name}?")).1;
         let of = |name: &str, shape: &[usize], start: Initial| match fit(name) {
@@ -108,8 +108,8 @@ impl Oracle<'_> {
         };
         let ours: Vec<(&str, Var)> =
             mixer.tensors().iter().map(|t| (t.name, tape.leaf(of(t.name, &t.shape, t.initial)))).collect();
-        let bound = Bound(ours.iter().map(|(name, var)| (name.to_string(), var.clone())).collect());
-        let output = mixer.mix(&layer, &bound, None, Branches::Both).unwrap();
+        let params = Params(ours.iter().map(|(name, var)| (name.to_string(), var.clone())).collect());
+        let output = mixer.mix(&layer, &params, None, Branches::Both).unwrap();
         let d = difference(&output.value().reshape(x["output"].dims()).unwrap(), &x["output"]);
         assert!(d < TOLERANCE, "{what}: output differs by {d:.1e}");
         let up = x["output_gradient"].reshape(output.value().dims()).unwrap();

@@ -3,17 +3,17 @@
 
 use super::*;
 use subquad::Result;
+use subquad::ops::attention_mask::KvLayout;
 use subquad::ops::broadcast::{add, mul, scale};
 use subquad::ops::delta_rule::delta_rule;
 use subquad::ops::dplr::dplr;
 use subquad::ops::gated_linear_attention::gated_linear_attention;
 use subquad::ops::linear_attention::linear_attention;
-use subquad::ops::map::{Map, map};
 use subquad::ops::mlstm::{Inputs, Memory, mlstm};
-use subquad::ops::quotient::quotient;
+use subquad::ops::normalize::normalize;
 use subquad::ops::shape::{concat_last, narrow_last, pick_micro_step, place_micro_step};
-use subquad::ops::sight::Past;
 use subquad::ops::softmax::softmax;
+use subquad::ops::unary::{Unary, unary};
 use subquad::ops::value_gated_linear_attention::value_gated_linear_attention;
 use subquad::ops::{Documents, Var};
 
@@ -113,8 +113,8 @@ fn decays() {
 fn normalised() {
     holds("linear_normalised", |x| {
         let ((q, k, v), before) = (x.qkv()?, (x.get("initial"), x.get("initial_z")));
-        let y = linear_attention(&q, &k, &v, None, &whole(), &Past::none(1), Some(before))?;
-        Ok((quotient(&y.num, &y.den, 1e-10)?, vec![("final", y.state), ("final_z", y.normaliser)]))
+        let y = linear_attention(&q, &k, &v, None, &whole(), &KvLayout::none(1), Some(before))?;
+        Ok((normalize(&y.num, &y.den, 1e-10)?, vec![("final", y.state), ("final_z", y.normaliser)]))
     });
 }
 
@@ -177,7 +177,7 @@ fn matrix_memory() {
     for (name, continued) in [("mlstm", false), ("mlstm_state", true)] {
         holds(name, |x| {
             let (q, k, v) = x.qkv()?;
-            let (forget, input) = (map(&x.per_head("f")?, Map::LogSigmoid)?, x.per_head("i")?);
+            let (forget, input) = (unary(&x.per_head("f")?, Unary::LogSigmoid)?, x.per_head("i")?);
             let before = if continued {
                 let sums = concat_last(&[x.get("initial_c"), &x.per_head("initial_n")?])?;
                 Memory { sums, maximum: x.get("initial_m").clone() }

@@ -3,8 +3,8 @@
 use super::*;
 use subquad::ops::Documents;
 use subquad::ops::broadcast::add;
-use subquad::ops::map::{Map, map};
 use subquad::ops::token_shift::{lerp, token_shift};
+use subquad::ops::unary::{Unary, unary};
 
 #[test]
 fn gla() {
@@ -106,7 +106,7 @@ fn rwkv6() {
                 let down: Var = x["x_proj.0.linear.weight"].narrow(0, 4 * row, 4).unwrap().contiguous().unwrap().into();
                 let up: Var = x["x_proj.2.weight"].narrow(1, 4 * row, 4).unwrap().contiguous().unwrap().into();
                 let bias: Var = x["x_bias"].get(row).unwrap().contiguous().unwrap().into();
-                let low = map(&linear(&mixed, &down).unwrap(), Map::Tanh).unwrap();
+                let low = unary(&linear(&mixed, &down).unwrap(), Unary::Tanh).unwrap();
                 let share = add(&linear(&low, &up).unwrap(), &bias).unwrap();
                 let m = lerp(input, &shifted, &share).unwrap();
                 let y = linear(&m, &of(&format!("{name}_proj.linear.weight"))).unwrap();

@@ -3,8 +3,8 @@
 use crate::Result;
 use crate::ops::cpu::simd::{Kernel, dot, exp_minus, max, simd};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::map::{Map, map};
 use crate::ops::tape::{Var, record1};
+use crate::ops::unary::{Unary, unary};
 use rayon::prelude::*;
 
 /// Elements of one task, roughly.
@@ -13,7 +13,7 @@ const BLOCK: usize = 1 << 12;
 /// `x` [.., K] -> [.., K]. What `floor` raised passes no gradient.
 pub fn softmax(x: &Var, floor: Option<f32>) -> Result<Var> {
     let y = unclamped(x)?;
-    floor.map_or_else(|| Ok(y.clone()), |min| map(&y, Map::Clamp { min, max: f32::INFINITY }))
+    floor.map_or_else(|| Ok(y.clone()), |min| unary(&y, Unary::Clamp { min, max: f32::INFINITY }))
 }
 
 fn unclamped(x: &Var) -> Result<Var> {

@@ -8,7 +8,7 @@
 //! one with decay lf and weights e^i would carry. Sequential, one number per token and state; in f64 inside a call.
 
 use crate::Result;
-use crate::ops::cpu::{Heads, Output, Slice};
+use crate::ops::cpu::{HeadsView, Output, Slice};
 use crate::ops::documents::Documents;
 use crate::ops::tape::{Var, record};
 use candle_core::Tensor;
@@ -50,7 +50,7 @@ pub fn stabilise(forget: &Var, input: &Var, before: &Var, documents: &Arc<Docume
 /// Runs through the tokens of one state in order: document, token, `forget`, `input`, maximum before and after.
 fn walk(
     (b, n): (usize, usize),
-    (forget, input): (&Heads, &Heads),
+    (forget, input): (&HeadsView, &HeadsView),
     before: f32,
     documents: &Documents,
     mut visit: impl FnMut(usize, usize, f64, f64, f64),
@@ -72,7 +72,7 @@ fn walk(
 }
 
 fn forward(x: &[Tensor; 3], documents: &Documents) -> Result<Vec<Tensor>> {
-    let (forget, input, before) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Slice::of(&x[2])?);
+    let (forget, input, before) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, Slice::of(&x[2])?);
     let (states, tokens) = (forget.heads, forget.tokens);
     let [mut gate, mut weight, mut maximum] = [0; 3].map(|_| Output::padded(x[0].dims(), documents));
     let mut last = Output::unwritten(x[2].dims());
@@ -97,7 +97,7 @@ fn backward(
     documents: &Documents,
     g: Vec<Option<Tensor>>,
 ) -> Result<Vec<Option<Tensor>>> {
-    let (forget, input, before) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Slice::of(&x[2])?);
+    let (forget, input, before) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, Slice::of(&x[2])?);
     let (states, tokens) = (forget.heads, forget.tokens);
     let dims = [x[0].dims(), x[0].dims(), x[0].dims(), x[2].dims()];
     let up: Vec<Tensor> = g

@@ -3,7 +3,7 @@
 
 use super::small_product::SmallProduct;
 pub use super::small_product::Triangle;
-use super::turn::turn;
+use super::transpose::transpose;
 use gemm::Parallelism;
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -60,7 +60,7 @@ impl<'a> Mat<'a> {
             }
         } else {
             assert_eq!(self.row_stride, 1, "a dense or a transposed matrix");
-            turn(self.t(), buffer);
+            transpose(self.t(), buffer);
         }
         Mat::new(buffer, rows, cols)
     }

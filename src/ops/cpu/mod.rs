@@ -5,8 +5,8 @@ pub mod decay;
 pub mod matrix;
 pub mod simd;
 mod small_product;
+mod transpose;
 pub mod triangular;
-mod turn;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use parking_lot::RwLockReadGuard;
@@ -54,7 +54,7 @@ impl Deref for Slice<'_> {
 
 /// Elements of a `[B, T, H, K]` tensor whose heads lie side by side; batch and token strides are free,
 /// so that a narrowed cache is read in place.
-pub struct Heads<'a> {
+pub struct HeadsView<'a> {
     guard: RwLockReadGuard<'a, Storage>,
     start: usize,
     /// Elements between batch rows and between tokens.
@@ -66,7 +66,7 @@ pub struct Heads<'a> {
     pub width: usize,
 }
 
-impl<'a> Heads<'a> {
+impl<'a> HeadsView<'a> {
     pub fn of(tensor: &'a Tensor) -> Result<Self> {
         let (batch, tokens, heads, width) = tensor.dims4()?;
         let (guard, layout) = tensor.storage_and_layout();
@@ -80,7 +80,7 @@ impl<'a> Heads<'a> {
             )));
         }
         let start = layout.start_offset();
-        Ok(Heads { guard, start, batch_stride: stride[0], token_stride: stride[1], batch, tokens, heads, width })
+        Ok(HeadsView { guard, start, batch_stride: stride[0], token_stride: stride[1], batch, tokens, heads, width })
     }
 
     /// Rows `tokens` of one head as a `[tokens, width]` matrix.

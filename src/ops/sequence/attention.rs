@@ -1,4 +1,4 @@
-//! Softmax attention over the keys that a query sees ([`Sight`]): all, a window, blocks, pinned first tokens.
+//! Softmax attention over the keys that a query sees ([`AttentionMask`]): all, a window, blocks, pinned first tokens.
 //!
 //! With scores s_ij = scale q_i.k_j, or c tanh(scale q_i.k_j / c) under a cap c, over the keys j of the query's own document
 //! that it sees, and their maximum m_i:
@@ -12,10 +12,10 @@
 //! Padding gives 0 and 0. Time is linear in T unless the span is all keys.
 
 use crate::ops::Documents;
+use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, Span, placed};
 use crate::ops::cpu::simd::{axpy, dot, exp_minus, max, simd, sum, tanh};
-use crate::ops::cpu::{Groups, Heads, Output, Slice, matrix::Mat, matrix::MatMut};
+use crate::ops::cpu::{Groups, HeadsView, Output, Slice, matrix::Mat, matrix::MatMut};
 use crate::ops::operator::{Operator, apply, on_device};
-use crate::ops::sight::{Past, Sight, Span, Tile, placed};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -66,16 +66,16 @@ struct Attention {
     queries: usize,
     keys: usize,
     value_width: usize,
-    sight: Sight,
+    mask: AttentionMask,
     documents: Arc<Documents>,
-    past: Past,
+    past: KvLayout,
     scores: Scores,
 }
 
 impl Attention {
-    fn tiles(&self, batch: usize) -> impl Iterator<Item = (Tile, Keys)> + '_ {
+    fn tiles(&self, batch: usize) -> impl Iterator<Item = (SequenceChunk, Keys)> + '_ {
         self.past.tiles(&self.documents, batch, TILE).map(|tile| {
-            let keys = Keys::of(self.sight, &tile);
+            let keys = Keys::of(self.mask, &tile);
             (tile, keys)
         })
     }
@@ -88,7 +88,7 @@ impl Attention {
 
 /// Keys that the queries of a tile see, side by side in the order of their positions: sinks, then spans.
 struct Keys {
-    sight: Sight,
+    mask: AttentionMask,
     /// Columns of the key tensor.
     runs: Vec<Range<usize>>,
     count: usize,
@@ -100,22 +100,22 @@ struct Keys {
 }
 
 impl Keys {
-    fn of(sight: Sight, tile: &Tile) -> Self {
-        let first = sight.first(tile.position);
-        let sinks = sight.sinks.min(first);
+    fn of(mask: AttentionMask, tile: &SequenceChunk) -> Self {
+        let first = mask.first(tile.position);
+        let sinks = mask.sinks.min(first);
         let runs = if sinks == first {
             tile.columns(0..tile.end()).collect()
         } else {
             tile.columns(0..sinks).chain(tile.columns(first..tile.end())).collect()
         };
-        Keys { sight, runs, count: sinks + tile.end() - first, sinks, first, position: tile.position }
+        Keys { mask, runs, count: sinks + tile.end() - first, sinks, first, position: tile.position }
     }
 
     /// What row `row` of the tile sees: sinks before its span, and its span.
     fn seen(&self, row: usize) -> [Range<usize>; 2] {
         let position = self.position + row;
-        let first = self.sight.first(position);
-        let sinks = self.sinks + self.sight.sinks.min(first).saturating_sub(self.first);
+        let first = self.mask.first(position);
+        let sinks = self.sinks + self.mask.sinks.min(first).saturating_sub(self.first);
         [0..sinks, self.sinks + first - self.first..self.sinks + position + 1 - self.first]
     }
 }
@@ -126,9 +126,9 @@ pub fn attention(
     q: &Var,
     k: &Var,
     v: &Var,
-    sight: Sight,
+    mask: AttentionMask,
     documents: &Arc<Documents>,
-    past: &Past,
+    past: &KvLayout,
     scores: impl Into<Scores>,
 ) -> Result<(Var, Var)> {
     let (batch, queries, heads, _) = q.value().dims4()?;
@@ -137,13 +137,13 @@ pub fn attention(
         let what = format!("attention: q {:?}, k {:?}, v {:?}", q.value().dims(), k.value().dims(), v.value().dims());
         return Err(Error::Internal(what));
     }
-    check(sight, documents, past, [batch, queries, keys])?;
+    check(mask, documents, past, [batch, queries, keys])?;
     let call = Attention {
         groups: Groups { batch, heads, kv_heads },
         queries,
         keys,
         value_width,
-        sight,
+        mask,
         documents: documents.clone(),
         past: past.clone(),
         scores: scores.into(),
@@ -154,19 +154,24 @@ pub fn attention(
 }
 
 /// Every query sees its own key, and the past holds what queries see of it.
-fn check(sight: Sight, documents: &Documents, past: &Past, [batch, queries, keys]: [usize; 3]) -> Result<()> {
-    if matches!(sight.span, Span::Sliding { size: 0 } | Span::Block { size: 0, .. }) {
-        return Err(Error::Internal(format!("attention: {sight:?} sees nothing")));
+fn check(
+    mask: AttentionMask,
+    documents: &Documents,
+    past: &KvLayout,
+    [batch, queries, keys]: [usize; 3],
+) -> Result<()> {
+    if matches!(mask.span, Span::Sliding { size: 0 } | Span::Block { size: 0, .. }) {
+        return Err(Error::Internal(format!("attention: {mask:?} sees nothing")));
     }
     if (documents.batch(), documents.tokens()) != (batch, queries) {
         return Err(Error::Internal(format!("attention: {batch} rows of {queries} queries, {documents:?}")));
     }
-    let all_sinks = sight.sinks <= past.pinned;
-    past.check(documents, keys, |seen| if all_sinks { sight.first(seen) } else { 0 })
+    let all_sinks = mask.sinks <= past.sink_tokens;
+    past.check(documents, keys, |seen| if all_sinks { mask.first(seen) } else { 0 })
 }
 
 /// Scores of a tile: row r holds s_ij for the tile's keys, those that it does not see zeroed later.
-fn scores(q: Mat, k: &Heads, (b, g): (usize, usize), keys: &Keys, scale: f32, buffer: &mut Vec<f32>) {
+fn scores(q: Mat, k: &HeadsView, (b, g): (usize, usize), keys: &Keys, scale: f32, buffer: &mut Vec<f32>) {
     buffer.resize(q.rows * keys.count, 0.0);
     for (place, run) in placed(&keys.runs) {
         let mut all = MatMut::new(buffer, q.rows, keys.count);
@@ -180,7 +185,7 @@ impl Operator for Attention {
     type Kept = Vec<f32>;
 
     fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Vec<f32>)> {
-        let (q, k, v) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Heads::of(&x[2])?);
+        let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
         let rows = [self.groups.batch, self.queries, self.groups.heads];
         let width = self.value_width;
         let mut num = Output::padded(&[rows[0], rows[1], rows[2], width], &self.documents);
@@ -223,8 +228,8 @@ impl Operator for Attention {
     /// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
     /// own share, minus the sum of that row, goes to the key that attains it.
     fn backward_cpu(&self, x: &[Tensor], maxima: Vec<f32>, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
-        let (q, k, v) = (Heads::of(&x[0])?, Heads::of(&x[1])?, Heads::of(&x[2])?);
-        let (dnum, dden) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
+        let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
+        let (dnum, dden) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
         let (width, kv) = (q.width, self.groups.kv_heads);
         let mut dq = Output::padded(x[0].dims(), &self.documents);
         let mut dk = Output::zeros(x[1].dims());
@@ -312,24 +317,24 @@ pub fn attention_step(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    sight: Sight,
+    mask: AttentionMask,
     documents: &Documents,
-    past: &Past,
+    past: &KvLayout,
     scores: impl Into<Scores>,
 ) -> Result<(Tensor, Tensor)> {
     let scores = scores.into();
-    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], sight, documents, past, scores))
+    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], mask, documents, past, scores))
 }
 
 fn attention_step_cpu(
     [q, k, v]: [&Tensor; 3],
-    sight: Sight,
+    mask: AttentionMask,
     documents: &Documents,
-    past: &Past,
+    past: &KvLayout,
     how: Scores,
 ) -> Result<(Tensor, Tensor)> {
-    let (q, k, v) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?);
-    check(sight, documents, past, [q.batch, 1, k.tokens])?;
+    let (q, k, v) = (HeadsView::of(q)?, HeadsView::of(k)?, HeadsView::of(v)?);
+    check(mask, documents, past, [q.batch, 1, k.tokens])?;
     let group = q.heads / k.heads;
     let mut num = Output::zeros(&[q.batch, 1, q.heads, v.width]);
     let mut den = Output::zeros(&[q.batch, 1, q.heads]);
@@ -337,7 +342,7 @@ fn attention_step_cpu(
     tasks.for_each_init(Vec::new, |scores, (i, (num, den))| {
         let (b, h) = (i / q.heads, i % q.heads);
         let Some(tile) = past.tiles(documents, b, 1).next() else { return };
-        let keys = Keys::of(sight, &tile);
+        let keys = Keys::of(mask, &tile);
         let query = q.head(b, h, 0..1).row(0);
         simd(|| {
             scores.clear();

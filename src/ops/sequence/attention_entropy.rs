@@ -10,7 +10,7 @@ use crate::Result;
 use crate::ops::Documents;
 use crate::ops::attention::Scores;
 use crate::ops::cpu::simd::{exp, exp_minus, max, simd, sum};
-use crate::ops::cpu::{Heads, Output, Slice, matrix::Mat, matrix::MatMut};
+use crate::ops::cpu::{HeadsView, Output, Slice, matrix::Mat, matrix::MatMut};
 use crate::ops::tape::{Var, record1};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -33,9 +33,9 @@ pub fn attention_entropy(
 ) -> Result<Var> {
     let scores = scores.into();
     let (batch, tokens, heads, features) = a.value().dims4()?;
-    let (qs, ks) = (Heads::of(q)?, Heads::of(k)?);
+    let (qs, ks) = (HeadsView::of(q)?, HeadsView::of(k)?);
     let (av, bv) = (a.value().clone(), b.value().clone());
-    let (a_heads, b_heads) = (Heads::of(&av)?, Heads::of(&bv)?);
+    let (a_heads, b_heads) = (HeadsView::of(&av)?, HeadsView::of(&bv)?);
     let none = Var::constant(Tensor::zeros(heads, candle_core::DType::F32, &Device::Cpu)?);
     let (length, weight) = window.unwrap_or((0, &none));
     let gamma = Slice::of(weight.value())?;

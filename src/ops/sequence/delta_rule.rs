@@ -20,7 +20,7 @@ use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, 
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::triangular::{solve, solve_transposed};
-use crate::ops::cpu::{Heads, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use crate::ops::tape::Var;
@@ -78,12 +78,12 @@ struct Scratch {
 
 /// Views of the inputs.
 struct Views<'a> {
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
-    beta: Heads<'a>,
+    q: HeadsView<'a>,
+    k: HeadsView<'a>,
+    v: HeadsView<'a>,
+    beta: HeadsView<'a>,
     state: Slice<'a>,
-    gate: Option<Heads<'a>>,
+    gate: Option<HeadsView<'a>>,
 }
 
 /// What a chunk of one state reads.
@@ -96,12 +96,12 @@ struct Rows<'a> {
 impl<'a> Views<'a> {
     fn of(x: &'a [Tensor]) -> Result<Self> {
         Ok(Views {
-            q: Heads::of(&x[0])?,
-            k: Heads::of(&x[1])?,
-            v: Heads::of(&x[2])?,
-            beta: Heads::of(&x[3])?,
+            q: HeadsView::of(&x[0])?,
+            k: HeadsView::of(&x[1])?,
+            v: HeadsView::of(&x[2])?,
+            beta: HeadsView::of(&x[3])?,
             state: Slice::of(&x[STATE])?,
-            gate: x.get(GATE).map(Heads::of).transpose()?,
+            gate: x.get(GATE).map(HeadsView::of).transpose()?,
         })
     }
 
@@ -202,7 +202,7 @@ impl Operator for DeltaRule {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
-        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
+        let (d_out, d_state, after) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
         // SAFETY of every `of` and `rows` here: a state's heads, and those of its kv head, belong to one task.

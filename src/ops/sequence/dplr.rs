@@ -20,7 +20,7 @@ use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, 
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::simd;
 use crate::ops::cpu::triangular::{solve, solve_transposed};
-use crate::ops::cpu::{Heads, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use crate::ops::tape::Var;
@@ -77,9 +77,9 @@ struct Scratch {
 
 /// Views of the inputs.
 struct Views<'a> {
-    heads: [Heads<'a>; STATE],
+    heads: [HeadsView<'a>; STATE],
     state: Slice<'a>,
-    gate: Option<Heads<'a>>,
+    gate: Option<HeadsView<'a>>,
 }
 
 /// What a chunk of one state reads.
@@ -94,11 +94,11 @@ struct Rows<'a> {
 
 impl<'a> Views<'a> {
     fn of(x: &'a [Tensor]) -> Result<Self> {
-        let heads = x[..STATE].iter().map(Heads::of).collect::<Result<Vec<_>>>()?;
+        let heads = x[..STATE].iter().map(HeadsView::of).collect::<Result<Vec<_>>>()?;
         Ok(Views {
             heads: heads.try_into().ok().expect("five tensors"),
             state: Slice::of(&x[STATE])?,
-            gate: x.get(GATE).map(Heads::of).transpose()?,
+            gate: x.get(GATE).map(HeadsView::of).transpose()?,
         })
     }
 
@@ -188,7 +188,7 @@ impl Operator for Dplr {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
-        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
+        let (d_out, d_state, after) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
         // SAFETY of every `of` and `rows` here: a state's heads, and those of its kv head, belong to one task.

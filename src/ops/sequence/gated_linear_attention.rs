@@ -12,7 +12,7 @@ use crate::ops::Documents;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, triple};
-use crate::ops::cpu::{Heads, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, take_last, take_next};
 use crate::ops::tape::Var;
@@ -76,11 +76,11 @@ struct Scratch {
 
 /// Views of the inputs.
 struct Views<'a> {
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    q: HeadsView<'a>,
+    k: HeadsView<'a>,
+    v: HeadsView<'a>,
     state: Slice<'a>,
-    gate: Option<Heads<'a>>,
+    gate: Option<HeadsView<'a>>,
     bonus: Option<Slice<'a>>,
 }
 
@@ -95,11 +95,11 @@ impl Views<'_> {
 impl GatedLinearAttention {
     fn views<'a>(&self, x: &'a [Tensor]) -> Result<Views<'a>> {
         Ok(Views {
-            q: Heads::of(&x[0])?,
-            k: Heads::of(&x[1])?,
-            v: Heads::of(&x[2])?,
+            q: HeadsView::of(&x[0])?,
+            k: HeadsView::of(&x[1])?,
+            v: HeadsView::of(&x[2])?,
             state: Slice::of(&x[STATE])?,
-            gate: self.gate.map(|i| Heads::of(&x[i])).transpose()?,
+            gate: self.gate.map(|i| HeadsView::of(&x[i])).transpose()?,
             bonus: self.bonus.map(|i| Slice::of(&x[i])).transpose()?,
         })
     }
@@ -160,7 +160,7 @@ impl Operator for GatedLinearAttention {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.sizes;
         let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
         let views = self.views(x)?;
-        let (d_out, d_state, after) = (Heads::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
+        let (d_out, d_state, after) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&kept.after)?);
         let mut grads = self.sizes.gradients(&x[..STATE], &x[STATE], self.gate.map_or(&[], |i| &x[i..=i]));
         // A bonus is shared by all rows of a batch: each has its own part, summed at the end.
         let mut bonus_parts = Output::zeros(&[sharing.batch, self.bonus.map_or(0, |_| heads * kw)]);

@@ -6,17 +6,17 @@
 //! num_i = a_i^T S_e      den_i = a_i . z_e
 //! ```
 //!
-//! Alone, e = i: every key enters with its own query. Beside a window ([`Sight`]) a key enters when it leaves it, and
+//! Alone, e = i: every key enters with its own query. Beside a window ([`AttentionMask`]) a key enters when it leaves it, and
 //! sinks never do, so that each key is seen by one of the two: a sliding window of w keys is a lag, e = i - w.
 //! Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and memory are linear in T.
 
 use crate::ops::Documents;
+use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, placed};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, sum};
-use crate::ops::cpu::{Groups, Heads, Output, OutputPointer, Slice};
+use crate::ops::cpu::{Groups, HeadsView, Output, OutputPointer, Slice};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, keep_next, take_last, take_next};
-use crate::ops::sight::{Past, Sight, Tile, placed};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -33,13 +33,13 @@ struct CausalLinearAttention {
     queries: usize,
     features: usize,
     value_width: usize,
-    beside: Option<Sight>,
+    beside: Option<AttentionMask>,
     documents: Arc<Documents>,
-    past: Past,
+    past: KvLayout,
 }
 
 impl CausalLinearAttention {
-    fn chunks(&self, batch: usize) -> impl DoubleEndedIterator<Item = (Tile, Keys)> + '_ {
+    fn chunks(&self, batch: usize) -> impl DoubleEndedIterator<Item = (SequenceChunk, Keys)> + '_ {
         self.past.tiles(&self.documents, batch, CHUNK).map(|tile| {
             let keys = self.keys_of(&tile);
             (tile, keys)
@@ -48,11 +48,11 @@ impl CausalLinearAttention {
 
     /// How many positions have entered the state, or never do, once `tokens` tokens have been read.
     fn entered(&self, tokens: usize) -> usize {
-        self.beside.map_or(tokens, |sight| sight.left(tokens))
+        self.beside.map_or(tokens, |mask| mask.left(tokens))
     }
 
     /// Keys that enter during a chunk of queries.
-    fn keys_of(&self, chunk: &Tile) -> Keys {
+    fn keys_of(&self, chunk: &SequenceChunk) -> Keys {
         let first = self.entered(chunk.position);
         let positions = first..self.entered(chunk.end());
         let seen: Vec<usize> = (chunk.position..chunk.end()).map(|p| self.entered(p + 1) - first).collect();
@@ -106,9 +106,9 @@ pub fn linear_attention(
     a: &Var,
     b: &Var,
     v: &Var,
-    beside: Option<Sight>,
+    beside: Option<AttentionMask>,
     documents: &Arc<Documents>,
-    past: &Past,
+    past: &KvLayout,
     before: Option<(&Var, &Var)>,
 ) -> Result<LinearAttention> {
     let (batch, queries, heads, features) = a.value().dims4()?;
@@ -136,7 +136,7 @@ pub fn linear_attention(
 
 /// One chunk's lower-triangular products `A B^T`, `b` being head `head` of batch row `batch`: row i keeps the keys that
 /// query i reads.
-fn masked_product(a: Mat, b: &Heads, (batch, head): (usize, usize), keys: &Keys, product: &mut [f32]) {
+fn masked_product(a: Mat, b: &HeadsView, (batch, head): (usize, usize), keys: &Keys, product: &mut [f32]) {
     let n = keys.count;
     for (place, run) in placed(&keys.runs) {
         let mut all = MatMut::new(product, a.rows, n);
@@ -169,7 +169,7 @@ impl Operator for CausalLinearAttention {
     type Kept = Kept;
 
     fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
-        let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
+        let [a, b, v] = [HeadsView::of(&inputs[0])?, HeadsView::of(&inputs[1])?, HeadsView::of(&inputs[2])?];
         let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
         let Self { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *self;
         let size = self.state();
@@ -238,9 +238,9 @@ impl Operator for CausalLinearAttention {
     fn backward_cpu(&self, inputs: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
         let Self { groups: Groups { heads, .. }, features, value_width, .. } = *self;
         let size = self.state();
-        let (dnum, dden) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
+        let (dnum, dden) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
         let (ds_end, dz_end) = (Slice::of(&up[2])?, Slice::of(&up[3])?);
-        let [a, b, v] = [Heads::of(&inputs[0])?, Heads::of(&inputs[1])?, Heads::of(&inputs[2])?];
+        let [a, b, v] = [HeadsView::of(&inputs[0])?, HeadsView::of(&inputs[1])?, HeadsView::of(&inputs[2])?];
         // Keys that a window still holds have entered nothing: their gradients stay zero.
         let some = self.beside.is_some() || self.past.columns() > 0;
         let by_keys = |x: &Tensor| match some {

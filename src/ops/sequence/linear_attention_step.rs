@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::ops::Documents;
 use crate::ops::cpu::simd::{axpy, dot, simd};
-use crate::ops::cpu::{Heads, Output, Slice};
+use crate::ops::cpu::{HeadsView, Output, Slice};
 use crate::ops::operator::on_device;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -20,7 +20,7 @@ pub struct Entering<'a> {
 }
 
 /// One token a row: absorbs what enters, then reads the state with `a` [B, 1, H, F]; padding reads zero. Returns
-/// numerator, denominator, state, normaliser. Beside a window, [`crate::ops::Past::leaving`] says what enters.
+/// numerator, denominator, state, normaliser. Beside a window, [`crate::ops::KvLayout::leaving`] says what enters.
 pub fn linear_attention_step(
     a: &Tensor,
     entering: Option<Entering>,
@@ -40,9 +40,9 @@ fn linear_attention_step_cpu(
     normaliser: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
     let (batch, heads, features, width) = state.dims4()?;
-    let (s0, z0, a) = (Slice::of(state)?, Slice::of(normaliser)?, Heads::of(a)?);
+    let (s0, z0, a) = (Slice::of(state)?, Slice::of(normaliser)?, HeadsView::of(a)?);
     let entering = match entering {
-        Some(Entering { b, v, rows }) => Some((Heads::of(b)?, Heads::of(v)?, rows)),
+        Some(Entering { b, v, rows }) => Some((HeadsView::of(b)?, HeadsView::of(v)?, rows)),
         None => None,
     };
     let (mut s, mut z) = (Output::unwritten(state.dims()), Output::unwritten(normaliser.dims()));

@@ -12,7 +12,7 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{dot, exp, simd};
-use crate::ops::cpu::{Heads, Output, Slice};
+use crate::ops::cpu::{HeadsView, Output, Slice};
 use crate::ops::documents::Documents;
 use crate::ops::gated_linear_attention::gated_linear_attention;
 use crate::ops::recurrent_step::{Token, recurrent_step};
@@ -82,7 +82,7 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
     check(k, kv_heads, states)?;
     let values = [k.value().clone(), weight.value().clone()];
     let weighed = {
-        let (ks, ws) = (Heads::of(&values[0])?, Slice::of(&values[1])?);
+        let (ks, ws) = (HeadsView::of(&values[0])?, Slice::of(&values[1])?);
         let mut out = Output::unwritten(&[batch, tokens, states, width]);
         simd!(|| {
             for (i, (out, w)) in out.data().chunks_exact_mut(width).zip(&*ws).enumerate() {
@@ -93,7 +93,7 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
         out.tensor()?
     };
     record1(&[k, weight], weighed, move |g| {
-        let (ks, ws, gs) = (Heads::of(&values[0])?, Slice::of(&values[1])?, Slice::of(&g)?);
+        let (ks, ws, gs) = (HeadsView::of(&values[0])?, Slice::of(&values[1])?, Slice::of(&g)?);
         let (mut dk, mut dw) = (Output::zeros(values[0].dims()), Output::unwritten(values[1].dims()));
         let share = states / kv_heads;
         simd!(|| {
@@ -112,7 +112,7 @@ fn with_ones(v: &Var, states: usize) -> Result<Var> {
     let (batch, tokens, kv_heads, width) = v.value().dims4()?;
     check(v, kv_heads, states)?;
     let extended = {
-        let vs = Heads::of(v.value())?;
+        let vs = HeadsView::of(v.value())?;
         let mut out = Output::unwritten(&[batch, tokens, states, width + 1]);
         for (i, out) in out.data().chunks_exact_mut(width + 1).enumerate() {
             out[..width].copy_from_slice(row_of(&vs, i, states));
@@ -140,7 +140,7 @@ fn check(x: &Var, kv_heads: usize, states: usize) -> Result<()> {
 }
 
 /// The row of a [B, T, G, _] tensor that row `i` of a [B, T, N, _] tensor reads.
-fn row_of<'a>(x: &'a Heads, i: usize, states: usize) -> &'a [f32] {
+fn row_of<'a>(x: &'a HeadsView, i: usize, states: usize) -> &'a [f32] {
     let (token, state) = (i / states, i % states);
     let t = token % x.tokens;
     x.head(token / x.tokens, state / (states / x.heads), t..t + 1).row(0)

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{axpy, exp, simd, triple};
-use crate::ops::cpu::{Heads, Output, Sharing, Slice};
+use crate::ops::cpu::{HeadsView, Output, Sharing, Slice};
 use crate::ops::operator::on_device;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -35,10 +35,10 @@ pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> 
 
 fn recurrent_step_cpu(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
     let (batch, states, kw, vw) = state.dims4()?;
-    let (q, k, v) = (Heads::of(token.q)?, Heads::of(token.k)?, Heads::of(token.v)?);
-    let (gate, beta) = (token.gate.map(Heads::of).transpose()?, token.beta.map(Heads::of).transpose()?);
+    let (q, k, v) = (HeadsView::of(token.q)?, HeadsView::of(token.k)?, HeadsView::of(token.v)?);
+    let (gate, beta) = (token.gate.map(HeadsView::of).transpose()?, token.beta.map(HeadsView::of).transpose()?);
     let transition =
-        token.transition.map(|(a, b)| Ok::<_, crate::Error>((Heads::of(a)?, Heads::of(b)?))).transpose()?;
+        token.transition.map(|(a, b)| Ok::<_, crate::Error>((HeadsView::of(a)?, HeadsView::of(b)?))).transpose()?;
     let (before, bonus) = (Slice::of(state)?, token.bonus.map(Slice::of).transpose()?);
     let sharing = Sharing { batch, heads: q.heads, states, kv_heads: k.heads };
     let queries = sharing.queries_of(0).len();
@@ -47,7 +47,7 @@ fn recurrent_step_cpu(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> 
     let outputs = out.data().par_chunks_mut(queries * vw).zip(after.data().par_chunks_mut(kw * vw)).enumerate();
     outputs.for_each_init(Vec::new, |read, (i, (out, s))| {
         let (b, n) = (i / states, i % states);
-        let row = |x: &Heads, head: usize| x.head(b, head, 0..1).row(0).to_vec();
+        let row = |x: &HeadsView, head: usize| x.head(b, head, 0..1).row(0).to_vec();
         let g = n / (states / k.heads);
         let (k, v) = (row(&k, g), row(&v, g));
         let gate = gate.as_ref().map(|x| row(x, n));

@@ -72,9 +72,9 @@ impl ShortConvolution {
         start..start + self.channels
     }
 
-    /// What tap `tap` of the query at `token` reads.
-    fn source(&self, block: &Block, token: usize, tap: usize) -> Source {
-        let back = self.taps - 1 - tap;
+    /// What tap `hook` of the query at `token` reads.
+    fn source(&self, block: &Block, token: usize, hook: usize) -> Source {
+        let back = self.taps - 1 - hook;
         let position = token - block.document.start;
         if back <= position {
             Source::Token(token - back)
@@ -134,8 +134,8 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    fn weights(&self, call: &ShortConvolution, tap: usize) -> &[f32] {
-        &self.weight[tap * call.channels..][..call.channels]
+    fn weights(&self, call: &ShortConvolution, hook: usize) -> &[f32] {
+        &self.weight[hook * call.channels..][..call.channels]
     }
 
     /// The sum before the activation.
@@ -145,9 +145,9 @@ impl<'a> Inputs<'a> {
             Some(bias) => to.copy_from_slice(bias),
             None => to.fill(0.0),
         }
-        for tap in 0..call.taps {
-            if let Some(x) = self.row(call, block.row, call.source(block, token, tap)) {
-                multiply_add(to, self.weights(call, tap), x);
+        for hook in 0..call.taps {
+            if let Some(x) = self.row(call, block.row, call.source(block, token, hook)) {
+                multiply_add(to, self.weights(call, hook), x);
             }
         }
     }
@@ -247,9 +247,9 @@ impl Operator for ShortConvolution {
                         } else {
                             du.copy_from_slice(&dy[at]);
                         }
-                        for tap in 0..taps {
-                            if let Some(x) = inputs.row(self, block.row, self.source(block, token, tap)) {
-                                multiply_add(&mut share[tap * channels..][..channels], du, x);
+                        for hook in 0..taps {
+                            if let Some(x) = inputs.row(self, block.row, self.source(block, token, hook)) {
+                                multiply_add(&mut share[hook * channels..][..channels], du, x);
                             }
                         }
                         axpy(&mut share[taps * channels..], 1.0, du);
@@ -273,10 +273,10 @@ impl Operator for ShortConvolution {
         let firsts = blocks.iter().filter(|block| block.continues && block.tokens.start == block.document.start);
         for block in firsts {
             for token in block.document.clone().take(taps - 1) {
-                for tap in 0..taps - 1 {
-                    if let Source::Before(slot) = self.source(block, token, tap) {
+                for hook in 0..taps - 1 {
+                    if let Source::Before(slot) = self.source(block, token, hook) {
                         let to = &mut dbefore.data()[self.slot_at(block.row, slot)];
-                        multiply_add(to, inputs.weights(self, tap), &du[self.at(block.row, token)]);
+                        multiply_add(to, inputs.weights(self, hook), &du[self.at(block.row, token)]);
                     }
                 }
             }
@@ -306,8 +306,8 @@ fn input_gradient(call: &ShortConvolution, inputs: &Inputs, block: &Block, du: &
         let dx = unsafe { dx.slice(call.at(block.row, token).start, call.channels) };
         dx.fill(0.0);
         for query in token..(token + call.taps).min(block.document.end) {
-            let tap = call.taps - 1 - (query - token);
-            multiply_add(dx, inputs.weights(call, tap), &du[call.at(block.row, query)]);
+            let hook = call.taps - 1 - (query - token);
+            multiply_add(dx, inputs.weights(call, hook), &du[call.at(block.row, query)]);
         }
     }
 }

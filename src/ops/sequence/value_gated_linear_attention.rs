@@ -19,7 +19,7 @@ use crate::ops::cpu::decay::values::column_terms;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, exp, simd};
-use crate::ops::cpu::{Heads, Output, Sharing, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Sharing, Slice, zeroed};
 use crate::ops::operator::{Operator, apply, on_device};
 use crate::ops::recurrence::{PerState, Place, Sizes};
 use crate::ops::tape::Var;
@@ -65,21 +65,21 @@ struct Scratch {
 
 /// Views of the inputs.
 struct Views<'a> {
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    q: HeadsView<'a>,
+    k: HeadsView<'a>,
+    v: HeadsView<'a>,
     state: Slice<'a>,
-    gate: Heads<'a>,
+    gate: HeadsView<'a>,
 }
 
 impl<'a> Views<'a> {
     fn of(x: &'a [Tensor]) -> Result<Self> {
         Ok(Views {
-            q: Heads::of(&x[0])?,
-            k: Heads::of(&x[1])?,
-            v: Heads::of(&x[2])?,
+            q: HeadsView::of(&x[0])?,
+            k: HeadsView::of(&x[1])?,
+            v: HeadsView::of(&x[2])?,
             state: Slice::of(&x[STATE])?,
-            gate: Heads::of(&x[GATE])?,
+            gate: HeadsView::of(&x[GATE])?,
         })
     }
 
@@ -133,8 +133,8 @@ impl Operator for ValueGated {
         let Sizes { sharing, key_width: kw, value_width: vw, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
-        let (d_out, d_state) = (Heads::of(&up[0])?, Slice::of(&up[1])?);
-        let (o, after) = (Heads::of(&o)?, Slice::of(&after)?);
+        let (d_out, d_state) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
+        let (o, after) = (HeadsView::of(&o)?, Slice::of(&after)?);
         let mut grads = self.0.gradients(&x[..STATE], &x[STATE], &x[GATE..]);
         let at: Vec<_> = grads.iter_mut().map(Output::pointer).collect();
         let begin = |b, n, r: &[f32]| {
@@ -194,7 +194,7 @@ fn value_gated_step_cpu(
     state: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let (batch, states, kw, vw) = state.dims4()?;
-    let (q, k, v, gate) = (Heads::of(q)?, Heads::of(k)?, Heads::of(v)?, Heads::of(gate)?);
+    let (q, k, v, gate) = (HeadsView::of(q)?, HeadsView::of(k)?, HeadsView::of(v)?, HeadsView::of(gate)?);
     let before = Slice::of(state)?;
     let sharing = Sharing { batch, heads: q.heads, states, kv_heads: k.heads };
     let mut out = Output::zeros(&[batch, 1, q.heads, vw]);
@@ -203,7 +203,7 @@ fn value_gated_step_cpu(
     let outputs = out.data().par_chunks_mut(share * vw).zip(after.data().par_chunks_mut(kw * vw)).enumerate();
     outputs.for_each(|(i, (out, s))| {
         let (b, n) = (i / states, i % states);
-        let row = |x: &Heads, head: usize| x.head(b, head, 0..1).row(0).to_vec();
+        let row = |x: &HeadsView, head: usize| x.head(b, head, 0..1).row(0).to_vec();
         let g = n / (states / k.heads);
         let (k, v, mut factors) = (row(&k, g), row(&v, g), row(&gate, n));
         s.copy_from_slice(&before[i * kw * vw..][..kw * vw]);

@@ -2,7 +2,7 @@
 //!
 //! They are what the fast operators are compared with, outputs and all gradients (candle's own autograd). Never fast.
 
-use crate::ops::{Documents, Past, Sight, Span};
+use crate::ops::{AttentionMask, Documents, KvLayout, Span};
 use candle_core::{D, Device, Result, Tensor};
 use std::ops::Range;
 
@@ -21,18 +21,18 @@ pub fn two_softmaxes(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 }
 
 /// Whether the query at position `p` of a document sees the key at position `r`.
-pub fn sees(sight: Sight, p: usize, r: usize) -> bool {
-    let span = match sight.span {
+pub fn sees(mask: AttentionMask, p: usize, r: usize) -> bool {
+    let span = match mask.span {
         Span::All => true,
         Span::Sliding { size } => r + size > p,
         Span::Block { size, previous } => r / size == p / size || previous && r / size + 1 == p / size,
     };
-    r <= p && (r < sight.sinks || span)
+    r <= p && (r < mask.sinks || span)
 }
 
 /// A row's document and the keys of its positions, those of the past included.
 struct Positions<'a> {
-    past: &'a Past,
+    past: &'a KvLayout,
     row: usize,
     tokens: Range<usize>,
     /// Positions before the call.
@@ -40,7 +40,7 @@ struct Positions<'a> {
 }
 
 impl<'a> Positions<'a> {
-    fn of(documents: &Documents, past: &'a Past, row: usize) -> Vec<Self> {
+    fn of(documents: &Documents, past: &'a KvLayout, row: usize) -> Vec<Self> {
         let documents = documents.row(row).iter().enumerate();
         let of = |(i, d): (usize, &Range<usize>)| {
             let seen = if i == 0 { past.seen[row] } else { 0 };
@@ -56,10 +56,10 @@ impl<'a> Positions<'a> {
 
     /// Rows [n, ..] of the keys `x` [B, past + T, ..] at these positions.
     fn select(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
-        let columns = self.past.pinned + self.past.recent;
+        let columns = self.past.sink_tokens + self.past.window_tokens;
         let column = |&r: &usize| match r {
             r if r >= self.seen => columns + self.tokens.start + r - self.seen,
-            r if r < self.past.pinned => r,
+            r if r < self.past.sink_tokens => r,
             r => columns + r - self.seen,
         };
         let columns: Vec<u32> = positions.iter().map(|r| column(r) as u32).collect();
@@ -71,13 +71,13 @@ impl<'a> Positions<'a> {
 /// num = a^T S, den = a.z, token by token. Returns num [B, T, H, V], den [B, T, H], S [B, H, F, V], z [B, H, F].
 pub fn linear_attention(
     [a, b, v, s0, z0]: [&Tensor; 5],
-    beside: Option<Sight>,
+    beside: Option<AttentionMask>,
     documents: &Documents,
-    past: &Past,
+    past: &KvLayout,
 ) -> Result<[Tensor; 4]> {
     let (batch, tokens, heads, _) = a.dims4()?;
     let v = repeat_heads(v, heads)?;
-    let leaves = |p, r| beside.is_none_or(|sight| !sees(sight, p, r));
+    let leaves = |p, r| beside.is_none_or(|mask| !sees(mask, p, r));
     let (mut nums, mut dens, mut states, mut normalisers) = (vec![], vec![], vec![], vec![]);
     for row in 0..batch {
         let (mut s, mut z) = (s0.get(row)?, z0.get(row)?);
@@ -118,20 +118,20 @@ pub fn linear_attention(
 /// Query by query: softmax numerator and denominator over the keys that it sees, the maximum's gradient included.
 pub fn attention(
     qkv: [&Tensor; 3],
-    sight: Sight,
+    mask: AttentionMask,
     documents: &Documents,
-    past: &Past,
+    past: &KvLayout,
     scale: f64,
 ) -> Result<[Tensor; 2]> {
-    capped_attention(qkv, sight, documents, past, scale, None)
+    capped_attention(qkv, mask, documents, past, scale, None)
 }
 
 /// The same with scores c tanh(s / c) under a cap c.
 pub fn capped_attention(
     [q, k, v]: [&Tensor; 3],
-    sight: Sight,
+    mask: AttentionMask,
     documents: &Documents,
-    past: &Past,
+    past: &KvLayout,
     scale: f64,
     cap: Option<f64>,
 ) -> Result<[Tensor; 2]> {
@@ -143,7 +143,7 @@ pub fn capped_attention(
         let mut den = vec![num[0].sum(1)?; tokens];
         for document in Positions::of(documents, past, row) {
             for (t, p) in document.queries() {
-                let seen: Vec<usize> = (0..=p).filter(|&r| sees(sight, p, r)).collect();
+                let seen: Vec<usize> = (0..=p).filter(|&r| sees(mask, p, r)).collect();
                 let (k, v) = (document.select(&k, &seen)?, document.select(&v, &seen)?);
                 let s = (q.get(row)?.get(t)?.unsqueeze(0)?.broadcast_mul(&k)?.sum(2)? * scale)?;
                 let s = cap.map_or_else(|| Ok(s.clone()), |cap| (s.clone() / cap)?.tanh()? * cap)?;
@@ -196,7 +196,7 @@ pub fn short_convolution(
 }
 
 /// (gamma num_w + num_l) / (gamma den_w + den_l).
-pub fn joint_quotient(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, gamma: &Tensor) -> Result<Tensor> {
+pub fn joint_normalize(nw: &Tensor, dw: &Tensor, nl: &Tensor, dl: &Tensor, gamma: &Tensor) -> Result<Tensor> {
     let num = (nw.broadcast_mul(&gamma.unsqueeze(1)?)? + nl)?;
     num.broadcast_div(&(dw.broadcast_mul(gamma)? + dl)?.unsqueeze(D::Minus1)?)
 }

@@ -7,7 +7,7 @@ use super::simd::simd;
 const SIDE: usize = 16;
 
 /// Writes the transpose of `from` [R, C], rows dense, to `to` [C, R].
-pub(super) fn turn(from: Mat, to: &mut [f32]) {
+pub(super) fn transpose(from: Mat, to: &mut [f32]) {
     let (rows, cols) = (from.rows, from.cols);
     assert_eq!(to.len(), rows * cols);
     let (whole_rows, whole_cols) = (rows - rows % SIDE, cols - cols % SIDE);
@@ -106,7 +106,7 @@ mod tests {
         for (rows, cols, stride) in [(1, 1, 1), (16, 16, 16), (64, 64, 256), (33, 50, 60), (15, 17, 17), (80, 31, 40)] {
             let from: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
             let mut to = vec![f32::NAN; rows * cols];
-            turn(Mat::strided(&from, rows, cols, stride), &mut to);
+            transpose(Mat::strided(&from, rows, cols, stride), &mut to);
             for (i, x) in to.iter().enumerate() {
                 assert_eq!(*x, from[i % rows * stride + i / rows], "{rows} x {cols}, element {i}");
             }
@@ -120,7 +120,7 @@ mod tests {
         let mut plain = vec![0.0; SIDE * SIDE];
         turn_square(&lines, &mut plain, SIDE);
         let mut all = vec![0.0; SIDE * SIDE];
-        turn(Mat::new(&from, SIDE, SIDE), &mut all);
+        transpose(Mat::new(&from, SIDE, SIDE), &mut all);
         assert_eq!(plain, all);
     }
 }

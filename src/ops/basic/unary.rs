@@ -11,7 +11,7 @@ const BLOCK: usize = 1 << 14;
 
 /// A function of one number. All are stable for arguments of any size, reach their limits exactly, and pass NaN on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Map {
+pub enum Unary {
     /// 1 / (1 + e^-x)
     Sigmoid,
     /// ln sigmoid(x)
@@ -49,14 +49,14 @@ pub enum Map {
 }
 
 /// f(x), any shape.
-pub fn map(x: &Var, f: Map) -> Result<Var> {
+pub fn unary(x: &Var, f: Unary) -> Result<Var> {
     let y = run(x.value(), None, f)?;
     let value = x.value().clone();
     record1(&[x], y, move |g| Ok(vec![Some(run(&value, Some(&g), f)?)]))
 }
 
 /// f(x), or f'(x) g.
-fn run(x: &Tensor, g: Option<&Tensor>, f: Map) -> Result<Tensor> {
+fn run(x: &Tensor, g: Option<&Tensor>, f: Unary) -> Result<Tensor> {
     let (xs, gs) = (Slice::of(x)?, g.map(Slice::of).transpose()?);
     let mut out = Output::unwritten(x.dims());
     out.data().par_chunks_mut(BLOCK).enumerate().for_each(|(i, out)| {
@@ -68,7 +68,7 @@ fn run(x: &Tensor, g: Option<&Tensor>, f: Map) -> Result<Tensor> {
 
 /// Equally long pieces of x, g and the output.
 struct Block<'a> {
-    f: Map,
+    f: Unary,
     x: &'a [f32],
     g: Option<&'a [f32]>,
     out: &'a mut [f32],
@@ -98,24 +98,24 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn call(self) {
         match self.f {
-            Map::Sigmoid => each!(self, |x| logistic(x), sigmoid_slope(x)),
-            Map::LogSigmoid => each!(self, |x| -softplus(-x), logistic(-x)),
-            Map::Softplus => each!(self, |x| softplus(x), logistic(x)),
-            Map::Silu => each!(self, |x| x * logistic(x), silu_slope(x)),
-            Map::Gelu => each!(self, |x| x * normal(x), normal(x) + x * density(x)),
-            Map::GeluTanh => each!(self, |x| x * near_normal(x), near_normal(x) + x * near_density(x)),
-            Map::Relu => each!(self, |x| positive(x), step(x)),
-            Map::ReluSquared => each!(self, |x| positive(x) * positive(x), 2.0 * positive(x)),
-            Map::EluPlusOne => {
+            Unary::Sigmoid => each!(self, |x| logistic(x), sigmoid_slope(x)),
+            Unary::LogSigmoid => each!(self, |x| -softplus(-x), logistic(-x)),
+            Unary::Softplus => each!(self, |x| softplus(x), logistic(x)),
+            Unary::Silu => each!(self, |x| x * logistic(x), silu_slope(x)),
+            Unary::Gelu => each!(self, |x| x * normal(x), normal(x) + x * density(x)),
+            Unary::GeluTanh => each!(self, |x| x * near_normal(x), near_normal(x) + x * near_density(x)),
+            Unary::Relu => each!(self, |x| positive(x), step(x)),
+            Unary::ReluSquared => each!(self, |x| positive(x) * positive(x), 2.0 * positive(x)),
+            Unary::EluPlusOne => {
                 each!(self, |x| positive(x) + exp_to_zero(-positive(-x)), exp_to_zero(-positive(-x)))
             }
-            Map::Exp => each!(self, |x| exp_to_zero(x), exp_to_zero(x)),
-            Map::OneMinusExp => each!(self, |x| one_minus_exp(x), -exp_to_zero(x)),
-            Map::Ln => each!(self, |x| ln(x), 1.0 / x),
-            Map::Tanh => each!(self, |x| tanh(x), 4.0 * sigmoid_slope(2.0 * x)),
-            Map::Square => each!(self, |x| x * x, 2.0 * x),
-            Map::Reciprocal => each!(self, |x| 1.0 / x, -1.0 / (x * x)),
-            Map::Clamp { min, max } => each!(self, |x| clamp(x, min, max), inside(x, min, max)),
+            Unary::Exp => each!(self, |x| exp_to_zero(x), exp_to_zero(x)),
+            Unary::OneMinusExp => each!(self, |x| one_minus_exp(x), -exp_to_zero(x)),
+            Unary::Ln => each!(self, |x| ln(x), 1.0 / x),
+            Unary::Tanh => each!(self, |x| tanh(x), 4.0 * sigmoid_slope(2.0 * x)),
+            Unary::Square => each!(self, |x| x * x, 2.0 * x),
+            Unary::Reciprocal => each!(self, |x| 1.0 / x, -1.0 / (x * x)),
+            Unary::Clamp { min, max } => each!(self, |x| clamp(x, min, max), inside(x, min, max)),
         }
     }
 }

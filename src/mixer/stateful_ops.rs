@@ -6,6 +6,7 @@
 use super::State;
 use super::window::after;
 use crate::Result;
+use crate::ops::attention_mask::{AttentionMask, KvLayout};
 use crate::ops::broadcast::mul;
 use crate::ops::delta_rule::delta_rule;
 use crate::ops::dplr::dplr;
@@ -16,7 +17,6 @@ use crate::ops::mlstm::{Inputs, Memory, mlstm, mlstm_step};
 use crate::ops::prefix_sum::prefix_sum;
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::short_convolution::short_convolution;
-use crate::ops::sight::{Past, Sight};
 use crate::ops::token_shift::token_shift;
 use crate::ops::value_gated_linear_attention::value_gated_linear_attention;
 use crate::ops::{Documents, Var, attention};
@@ -24,18 +24,18 @@ use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// The state of one call, by the names that a mechanism gives its parts; none: nothing is carried.
-pub struct Carry<'a> {
+pub struct StatefulOps<'a> {
     state: Option<&'a mut State>,
     documents: &'a Arc<Documents>,
     /// Tokens of each row's continuing document before this call.
     seen: Vec<usize>,
 }
 
-impl<'a> Carry<'a> {
+impl<'a> StatefulOps<'a> {
     pub(super) fn new(state: Option<&'a mut State>, documents: &'a Arc<Documents>) -> Self {
         let batch = documents.batch();
         let seen = state.as_ref().map_or_else(|| vec![0; batch], |s| s.past(batch).seen);
-        Carry { state, documents, seen }
+        StatefulOps { state, documents, seen }
     }
 
     /// Position of every token in its document, [B][T]; 0 for padding.
@@ -112,7 +112,7 @@ impl<'a> Carry<'a> {
             let (num, den, s, z) = linear_attention_step(a.value(), Some(entering), self.documents, &s, &z)?;
             (num.into(), den.into(), s.into(), z.into())
         } else {
-            let past = Past { pinned: 0, recent: 0, seen: self.seen.clone() };
+            let past = KvLayout { sink_tokens: 0, window_tokens: 0, seen: self.seen.clone() };
             let before = before.as_ref().map(|(s, z)| (s, z));
             let LinearAttention { num, den, state, normaliser } =
                 linear_attention(a, b, v, None, self.documents, &past, before)?;
@@ -130,22 +130,22 @@ impl<'a> Carry<'a> {
         Ok(y)
     }
 
-    /// [`attention::attention`] over what `sight` shows, without sinks, with its past keys and values `names`: numerator
+    /// [`attention::attention`] over what `mask` shows, without sinks, with its past keys and values `names`: numerator
     /// and denominator.
     pub fn attention(
         &mut self,
         names: (&'static str, &'static str),
         (q, k, v): (&Var, &Var, &Var),
-        sight: Sight,
+        mask: AttentionMask,
         scale: f32,
     ) -> Result<(Var, Var)> {
         let state = self.state.as_deref();
         let (k, v) = (after(state, names.0, k)?, after(state, names.1, v)?);
-        let recent = k.value().dim(1)? - self.documents.tokens();
-        let past = Past { pinned: 0, recent, seen: self.seen.clone() };
-        let both = attention::attention(q, &k, &v, sight, self.documents, &past, scale)?;
+        let window_tokens = k.value().dim(1)? - self.documents.tokens();
+        let past = KvLayout { sink_tokens: 0, window_tokens, seen: self.seen.clone() };
+        let both = attention::attention(q, &k, &v, mask, self.documents, &past, scale)?;
         if let Some(state) = &mut self.state {
-            let next = past.after(self.documents, sight);
+            let next = past.after(self.documents, mask);
             state.tensors.insert(names.0, past.carry(k.value(), self.documents, &next)?);
             state.tensors.insert(names.1, past.carry(v.value(), self.documents, &next)?);
         }

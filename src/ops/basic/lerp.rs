@@ -7,7 +7,7 @@ use crate::ops::tape::{Var, record1};
 use rayon::prelude::*;
 
 /// `w` and `l` [B, T, H, V], `factor` `[H]`.
-pub fn blend(w: &Var, l: &Var, factor: &Var) -> Result<Var> {
+pub fn lerp(w: &Var, l: &Var, factor: &Var) -> Result<Var> {
     let (_, _, heads, width) = w.value().dims4()?;
     let values = [w, l].map(|x| x.value().clone());
     let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();

@@ -3,7 +3,7 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{dot, exp_minus, max, simd};
-use crate::ops::cpu::{Heads, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
+use crate::ops::cpu::{HeadsView, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
 use crate::ops::tape::{Var, record1};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ pub fn two_softmaxes(x: &Var, w: &Var) -> Result<Var> {
     }
     let group = heads / kv_heads;
     let y = {
-        let (xs, ws) = (Heads::of(x.value())?, Slice::of(w.value())?);
+        let (xs, ws) = (HeadsView::of(x.value())?, Slice::of(w.value())?);
         let mut y = Output::unwritten(&[batch, tokens, heads, 2 * half]);
         let at = y.pointer();
         each_block(batch, tokens, |b, r| {
@@ -91,8 +91,8 @@ fn backward(x: &Tensor, w: &Tensor, features: &Tensor, wanted: [bool; 2], g: &Te
     let (batch, tokens, kv_heads, width) = x.dims4()?;
     let (heads, _, half) = w.dims3()?;
     let group = heads / kv_heads;
-    let (xs, ws) = (Heads::of(x)?, Slice::of(w)?);
-    let (ps, gs) = (Heads::of(features)?, Heads::of(g)?);
+    let (xs, ws) = (HeadsView::of(x)?, Slice::of(w)?);
+    let (ps, gs) = (HeadsView::of(features)?, HeadsView::of(g)?);
     let mut dy = Output::unwritten(&[batch, tokens, heads, half]);
     let dy_at = dy.pointer();
     each_block(batch, tokens, |b, r| {
@@ -106,7 +106,7 @@ fn backward(x: &Tensor, w: &Tensor, features: &Tensor, wanted: [bool; 2], g: &Te
         }
     });
     let dy = dy.tensor()?;
-    let dys = Heads::of(&dy)?;
+    let dys = HeadsView::of(&dy)?;
     let weight = |h: usize| Mat::new(&ws[h * width * half..][..width * half], width, half);
     let dx = if wanted[0] {
         let mut dx = Output::zeros(x.dims());

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! The keys of a call are `[B, past + T, ..]`: past columns, then the call's own tokens. Only the first document of a
-//! row goes on from the past; [`Past`] says which of its tokens the past columns hold.
+//! row goes on from the past; [`KvLayout`] says which of its tokens the past columns hold.
 
 use crate::ops::Documents;
-use crate::ops::cpu::{Heads, Output};
+use crate::ops::cpu::{HeadsView, Output};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -36,18 +36,18 @@ pub enum Span {
 
 /// The keys that a query sees: a span, and the first `sinks` keys of the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sight {
+pub struct AttentionMask {
     pub span: Span,
     pub sinks: usize,
 }
 
-impl Sight {
+impl AttentionMask {
     /// Every key so far.
-    pub const ALL: Sight = Sight { span: Span::All, sinks: 0 };
+    pub const ALL: AttentionMask = AttentionMask { span: Span::All, sinks: 0 };
 
     /// The last `size` keys.
     pub fn sliding(size: usize) -> Self {
-        Sight { span: Span::Sliding { size }, sinks: 0 }
+        AttentionMask { span: Span::Sliding { size }, sinks: 0 }
     }
 
     /// Where the span of the query at `position` begins.
@@ -76,17 +76,17 @@ impl Sight {
 
 /// What the key columns before a call hold.
 ///
-/// With `seen[b]` tokens of row b's continuing document before the call: column c < `pinned` holds position c; the
-/// `recent` columns after them hold the last positions, the newest in the last column. A column whose position does not
+/// With `seen[b]` tokens of row b's continuing document before the call: column c < `sink_tokens` holds position c; the
+/// `window_tokens` columns after them hold the last positions, the newest in the last column. A column whose position does not
 /// exist, or is already pinned, is never read. So rows of different lengths need one number each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Past {
-    pub pinned: usize,
-    pub recent: usize,
+pub struct KvLayout {
+    pub sink_tokens: usize,
+    pub window_tokens: usize,
     pub seen: Vec<usize>,
 }
 
-impl Past {
+impl KvLayout {
     /// Nothing before the call.
     pub fn none(batch: usize) -> Self {
         Self::whole(batch, 0)
@@ -95,17 +95,17 @@ impl Past {
     /// `columns` tokens before the call in every row, all kept. As good for a window without sinks whose last
     /// `columns` keys were kept, since distances are all that counts there.
     pub fn whole(batch: usize, columns: usize) -> Self {
-        Past { pinned: 0, recent: columns, seen: vec![columns; batch] }
+        KvLayout { sink_tokens: 0, window_tokens: columns, seen: vec![columns; batch] }
     }
 
     /// Key columns before the call's own.
     pub fn columns(&self) -> usize {
-        self.pinned + self.recent
+        self.sink_tokens + self.window_tokens
     }
 
-    /// The past of the next call when `sight` says which keys are kept: those that it sees and, for a linear branch
+    /// The past of the next call when `mask` says which keys are kept: those that it sees and, for a linear branch
     /// beside it, those that leave it next.
-    pub fn after(&self, documents: &Documents, sight: Sight) -> Past {
+    pub fn after(&self, documents: &Documents, mask: AttentionMask) -> KvLayout {
         let seen: Vec<usize> = (0..documents.batch())
             .map(|row| {
                 let documents = documents.row(row);
@@ -114,15 +114,15 @@ impl Past {
             })
             .collect();
         let longest = seen.iter().copied().max().unwrap_or(0);
-        let pinned = sight.sinks.min(longest);
-        let recent = sight.keeps().unwrap_or(usize::MAX).min(longest - pinned);
-        Past { pinned, recent, seen }
+        let sink_tokens = mask.sinks.min(longest);
+        let window_tokens = mask.keeps().unwrap_or(usize::MAX).min(longest - sink_tokens);
+        KvLayout { sink_tokens, window_tokens, seen }
     }
 
-    /// The columns that `after` (of [`Past::after`]) describes, from the `keys` [B, past + T, G, K] of this call;
+    /// The columns that `after` (of [`KvLayout::after`]) describes, from the `keys` [B, past + T, G, K] of this call;
     /// columns that hold nothing are zero.
-    pub fn carry(&self, keys: &Tensor, documents: &Documents, after: &Past) -> Result<Tensor> {
-        let from = Heads::of(keys)?;
+    pub fn carry(&self, keys: &Tensor, documents: &Documents, after: &KvLayout) -> Result<Tensor> {
+        let from = HeadsView::of(keys)?;
         let mut to = Output::zeros(&[from.batch, after.columns(), from.heads, from.width]);
         let width = from.heads * from.width;
         let rows = to.data().chunks_exact_mut((after.columns() * width).max(1));
@@ -130,8 +130,8 @@ impl Past {
             let last = documents.row(row).len().saturating_sub(1);
             let (old, new) = (self.columns_of(documents, row, last), after.past_columns(row));
             let seen = after.seen[row];
-            let recent = seen.saturating_sub(after.recent).max(after.pinned)..seen;
-            for position in (0..after.pinned.min(seen)).chain(recent) {
+            let window_tokens = seen.saturating_sub(after.window_tokens).max(after.sink_tokens)..seen;
+            for position in (0..after.sink_tokens.min(seen)).chain(window_tokens) {
                 let source = old.of(position..position + 1).next().map_or(0, |c| c.start);
                 let target = new.of(position..position + 1).next().map_or(0, |c| c.start);
                 let to = &mut to[target * width..][..width];
@@ -145,7 +145,7 @@ impl Past {
 
     /// For a call of one token a row: the past columns whose keys leave `beside` with it in some row, and for each row
     /// which of them do.
-    pub fn leaving(&self, documents: &Documents, beside: Sight) -> (Range<usize>, Vec<Range<usize>>) {
+    pub fn leaving(&self, documents: &Documents, beside: AttentionMask) -> (Range<usize>, Vec<Range<usize>>) {
         let of_row = |row: usize| {
             let seen = self.seen[row];
             let positions = beside.left(seen)..beside.left(seen + 1);
@@ -160,17 +160,17 @@ impl Past {
         (first..end, rows.iter().map(relative).collect())
     }
 
-    fn past_columns(&self, row: usize) -> Columns {
-        Columns { pinned: self.pinned, past: self.columns(), seen: self.seen[row], own: self.columns() }
+    fn past_columns(&self, row: usize) -> KeyColumns {
+        KeyColumns { sink_tokens: self.sink_tokens, past: self.columns(), seen: self.seen[row], own: self.columns() }
     }
 
     /// Where the keys of a row's document lie.
-    fn columns_of(&self, documents: &Documents, row: usize, document: usize) -> Columns {
+    fn columns_of(&self, documents: &Documents, row: usize, document: usize) -> KeyColumns {
         let own = self.columns() + documents.row(row).get(document).map_or(0, |d| d.start);
         if document > 0 {
-            return Columns { pinned: 0, past: own, seen: 0, own };
+            return KeyColumns { sink_tokens: 0, past: own, seen: 0, own };
         }
-        Columns { own, ..self.past_columns(row) }
+        KeyColumns { own, ..self.past_columns(row) }
     }
 
     /// Tiles of at most `size` tokens of a row, none of which spans two documents.
@@ -179,14 +179,14 @@ impl Past {
         documents: &'a Documents,
         row: usize,
         size: usize,
-    ) -> impl DoubleEndedIterator<Item = Tile> + 'a {
+    ) -> impl DoubleEndedIterator<Item = SequenceChunk> + 'a {
         documents.row(row).iter().enumerate().flat_map(move |(i, document)| {
             let columns = self.columns_of(documents, row, i);
             let Range { start, end } = document.clone();
             (0..(end - start).div_ceil(size)).map(move |c| {
                 let from = start + c * size;
                 let position = columns.seen + c * size;
-                Tile { tokens: from..(from + size).min(end), position, fresh: i > 0 && c == 0, columns }
+                SequenceChunk { tokens: from..(from + size).min(end), position, fresh: i > 0 && c == 0, columns }
             })
         })
     }
@@ -195,7 +195,7 @@ impl Past {
     /// every position from `needed(seen)` on that is not pinned.
     pub(crate) fn check(&self, documents: &Documents, keys: usize, needed: impl Fn(usize) -> usize) -> Result<()> {
         let fits = self.seen.len() == documents.batch() && keys == self.columns() + documents.tokens();
-        let held = |&seen: &usize| seen.saturating_sub(needed(seen).max(self.pinned)) <= self.recent;
+        let held = |&seen: &usize| seen.saturating_sub(needed(seen).max(self.sink_tokens)) <= self.window_tokens;
         if fits && self.seen.iter().all(held) {
             return Ok(());
         }
@@ -206,16 +206,16 @@ impl Past {
 }
 
 /// Consecutive tokens of one document.
-pub(crate) struct Tile {
+pub(crate) struct SequenceChunk {
     pub tokens: Range<usize>,
     /// Position of the first of them.
     pub position: usize,
     /// Starts a document other than the row's first: the state before it is zero.
     pub fresh: bool,
-    columns: Columns,
+    columns: KeyColumns,
 }
 
-impl Tile {
+impl SequenceChunk {
     pub fn end(&self) -> usize {
         self.position + self.tokens.len()
     }
@@ -228,8 +228,8 @@ impl Tile {
 
 /// From positions of a document to key columns.
 #[derive(Clone, Copy)]
-struct Columns {
-    pinned: usize,
+struct KeyColumns {
+    sink_tokens: usize,
     /// Past columns.
     past: usize,
     /// Positions before this one lie in the past.
@@ -238,13 +238,14 @@ struct Columns {
     own: usize,
 }
 
-impl Columns {
+impl KeyColumns {
     /// Runs of columns; what follows the past without a gap is one run with it.
     fn of(self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let Columns { pinned, past, seen, own } = self;
-        let pinned = pinned.min(seen);
-        let recent = if own == past { pinned } else { seen };
-        let runs = [(0..pinned, 0, 0), (pinned..recent, past, seen), (recent..usize::MAX, own, seen)];
+        let KeyColumns { sink_tokens, past, seen, own } = self;
+        let sink_tokens = sink_tokens.min(seen);
+        let window_tokens = if own == past { sink_tokens } else { seen };
+        let runs =
+            [(0..sink_tokens, 0, 0), (sink_tokens..window_tokens, past, seen), (window_tokens..usize::MAX, own, seen)];
         runs.into_iter().filter_map(move |(run, column, at)| {
             let (start, end) = (positions.start.max(run.start), positions.end.min(run.end));
             (start < end).then(|| column + start - at..column + end - at)
@@ -269,17 +270,17 @@ mod tests {
     #[test]
     fn columns_of_positions() {
         // Row 0: 9 tokens before, 2 pinned and the last 3 kept; the document goes on after one token of padding.
-        let past = Past { pinned: 2, recent: 3, seen: vec![9, 1] };
+        let past = KvLayout { sink_tokens: 2, window_tokens: 3, seen: vec![9, 1] };
         let documents = Documents::new(6, vec![vec![1..3, 3..6], vec![0..6]]).unwrap();
-        let tiles: Vec<Tile> = past.tiles(&documents, 0, 8).collect();
+        let tiles: Vec<SequenceChunk> = past.tiles(&documents, 0, 8).collect();
         assert_eq!(tiles[0].columns(0..2).chain(tiles[0].columns(6..11)).collect::<Vec<_>>(), [0..2, 2..5, 6..8]);
         assert_eq!((tiles[0].position, tiles[0].fresh, tiles[1].position, tiles[1].fresh), (9, false, 0, true));
         assert!(tiles[1].columns(0..3).eq([(8..11)]));
         // Row 1: one token before, pinned; the other past columns hold nothing.
         let tile = past.tiles(&documents, 1, 8).next().unwrap();
         assert_eq!(tile.columns(0..7).collect::<Vec<_>>(), [0..1, 5..11]);
-        let after = past.after(&documents, Sight { span: Span::Sliding { size: 2 }, sinks: 4 });
-        assert_eq!(after, Past { pinned: 4, recent: 2, seen: vec![3, 7] });
+        let after = past.after(&documents, AttentionMask { span: Span::Sliding { size: 2 }, sinks: 4 });
+        assert_eq!(after, KvLayout { sink_tokens: 4, window_tokens: 2, seen: vec![3, 7] });
         assert!(past.check(&documents, 11, |seen| seen.saturating_sub(3)).is_ok());
         assert!(past.check(&documents, 11, |seen| seen.saturating_sub(4)).is_err());
         assert!(past.check(&documents, 10, |_| 9).is_err());
@@ -287,9 +288,9 @@ mod tests {
 
     #[test]
     fn keys_leave() {
-        let past = Past { pinned: 1, recent: 2, seen: vec![5, 2, 3, 9] };
+        let past = KvLayout { sink_tokens: 1, window_tokens: 2, seen: vec![5, 2, 3, 9] };
         let documents = Documents::new(1, vec![vec![0..1], vec![0..1], vec![0..1], vec![]]).unwrap();
-        let beside = Sight { span: Span::Sliding { size: 2 }, sinks: 1 };
+        let beside = AttentionMask { span: Span::Sliding { size: 2 }, sinks: 1 };
         // Row 1: position 0 leaves the span, but is pinned. Row 3: padding.
         assert_eq!(past.leaving(&documents, beside), (1..2, vec![0..1, 0..0, 0..1, 0..0]));
     }

@@ -16,7 +16,7 @@ fn inverse(x: f32) -> f32 {
 }
 
 /// num / (den + eps); `num` [B, T, H, V], `den` [B, T, H].
-pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
+pub fn normalize(num: &Var, den: &Var, eps: f32) -> Result<Var> {
     let width = num.value().dims4()?.3;
     let o = {
         let (ns, ds) = (Slice::of(num.value())?, Slice::of(den.value())?);
@@ -47,7 +47,7 @@ pub fn quotient(num: &Var, den: &Var, eps: f32) -> Result<Var> {
 }
 
 /// Two branches under one normaliser. `window` and `linear` are (num [B, T, H, V], den [B, T, H]), `gamma` `[H]`.
-pub fn joint_quotient(window: (&Var, &Var), linear: (&Var, &Var), gamma: &Var) -> Result<Var> {
+pub fn joint_normalize(window: (&Var, &Var), linear: (&Var, &Var), gamma: &Var) -> Result<Var> {
     let (batch, tokens, heads, width) = window.0.value().dims4()?;
     let values = [window.0, window.1, linear.0, linear.1, gamma].map(|v| v.value().clone());
     let o = {

@@ -34,8 +34,8 @@ pub(crate) fn join(spec: &Spec, stored: &StoredTensor, parts: &[&Tensor]) -> Res
         let inner: usize = part.dims()[1..].iter().product();
         Ok(part.reshape((groups, part.dim(0)? / groups, inner))?)
     };
-    let pieces = parts.iter().map(grouped).collect::<Result<Vec<_>>>()?;
-    let all = Tensor::cat(&pieces, 1)?;
+    let fused_weights = parts.iter().map(grouped).collect::<Result<Vec<_>>>()?;
+    let all = Tensor::cat(&fused_weights, 1)?;
     let rows: usize = stored.parts.iter().map(|(_, shape)| shape[0]).sum();
     match stored.parts[0].1.get(1) {
         None => Ok(all.reshape(rows)?),

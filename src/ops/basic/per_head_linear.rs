@@ -1,7 +1,7 @@
 //! y_h = x_h W_h^T: a linear map of its own for every head.
 
 use crate::Result;
-use crate::ops::cpu::{Heads, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
+use crate::ops::cpu::{HeadsView, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
 use crate::ops::tape::{Var, record1};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use std::ops::Range;
 const ROWS: usize = 128;
 
 /// `x` [B, T, H or G, K] (query head h reads kv head h / (H/G)), `w` [H, f, K] -> [B, T, H, f].
-pub fn head_linear(x: &Var, w: &Var) -> Result<Var> {
+pub fn per_head_linear(x: &Var, w: &Var) -> Result<Var> {
     let (batch, tokens, kv_heads, inner) = x.value().dims4()?;
     let (heads, out, width) = w.value().dims3()?;
     if kv_heads == 0 || heads % kv_heads != 0 || inner != width {
@@ -19,7 +19,7 @@ pub fn head_linear(x: &Var, w: &Var) -> Result<Var> {
         return Err(candle_core::Error::Msg(what).into());
     }
     let y = {
-        let (xs, ws) = (Heads::of(x.value())?, Slice::of(w.value())?);
+        let (xs, ws) = (HeadsView::of(x.value())?, Slice::of(w.value())?);
         let mut y = Output::unwritten(&[batch, tokens, heads, out]);
         let at = y.pointer();
         each_block(batch, tokens, |b, r| {
@@ -45,7 +45,7 @@ fn backward(x: &Tensor, w: &Tensor, wanted: [bool; 2], g: &Tensor) -> Result<Vec
     let (batch, tokens, kv_heads, width) = x.dims4()?;
     let (heads, out, _) = w.dims3()?;
     let group = heads / kv_heads;
-    let (xs, ws, gs) = (Heads::of(x)?, Slice::of(w)?, Heads::of(g)?);
+    let (xs, ws, gs) = (HeadsView::of(x)?, Slice::of(w)?, HeadsView::of(g)?);
     let mut gradients = vec![None, None];
     if wanted[0] {
         let mut dx = Output::zeros(x.dims());
