@@ -1394,6 +1394,7 @@ class Call:
             return self
         if device not in self.elsewhere:
             there = self.elsewhere[device] = copy.copy(self)
+            there.elsewhere = {}  # not itself among them: such a ring would keep its tensors
             there.mask = None if self.mask is None else self.mask.to(device)
             there.position = self.position.to(device)
             there.angles = [(cos.to(device), sin.to(device)) for cos, sin in self.angles]
