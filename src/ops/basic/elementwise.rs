@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{sigmoid, simd};
-use crate::ops::cpu::{Output, Slice, blocks};
+use crate::ops::cpu::{Output, Slice, blocks, gradients_of};
+use crate::ops::operator::{Operator, apply1};
 use crate::ops::tape::{Var, record1};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -25,13 +26,27 @@ pub fn add_scaled(x: &Var, alpha: f32, y: &Var) -> Result<Var> {
     })
 }
 
+struct SwiGlu;
+
 /// silu(gate) * up, equal shapes.
 pub fn swiglu(gate: &Var, up: &Var) -> Result<Var> {
-    let y = map2(gate.value(), up.value(), |g, u| g * sigmoid(g) * u)?;
-    let (gate_value, up_value) = (gate.value().clone(), up.value().clone());
-    record1(&[gate, up], y, move |dy| {
-        let (gs, us, ds) = (Slice::of(&gate_value)?, Slice::of(&up_value)?, Slice::of(&dy)?);
-        let (mut dg, mut du) = (Output::unwritten(dy.dims()), Output::unwritten(dy.dims()));
+    apply1(SwiGlu, &[gate, up])
+}
+
+impl Operator for SwiGlu {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![(inputs[0].silu()? * &inputs[1])?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((vec![map2(&inputs[0], &inputs[1], |g, u| g * sigmoid(g) * u)?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (gs, us, ds) = (Slice::of(&inputs[0])?, Slice::of(&inputs[1])?, Slice::of(&up[0])?);
+        let (mut dg, mut du) = (Output::unwritten(up[0].dims()), Output::unwritten(up[0].dims()));
         let (pg, pu) = (dg.pointer(), du.pointer());
         blocks(gs.len(), BLOCK).for_each(|r| {
             // SAFETY: blocks are disjoint.
@@ -45,8 +60,8 @@ pub fn swiglu(gate: &Var, up: &Var) -> Result<Var> {
                 }
             });
         });
-        Ok(vec![Some(dg.tensor()?), Some(du.tensor()?)])
-    })
+        gradients_of(vec![dg, du], wanted)
+    }
 }
 
 /// Mean of (x - target)^2 over all elements; `target` gets no gradient.
