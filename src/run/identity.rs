@@ -22,7 +22,7 @@ pub fn chain(before: &str, what: &impl Serialize) -> Result<String> {
 /// read a whole large model before anything starts.
 pub fn teacher(checkpoint: &Checkpoint, sample: &[&candle_core::Tensor]) -> Result<String> {
     let headers: Vec<_> = checkpoint.tensors().iter().map(|t| (&t.name, format!("{:?}", t.dtype), &t.shape)).collect();
-    let norms = sample.iter().map(|t| crate::ops::adamw::square_sum(t)).collect::<Result<Vec<f64>>>()?;
+    let norms = sample.iter().map(|t| crate::ops::statistics::square_sum(t)).collect::<Result<Vec<f64>>>()?;
     chain("teacher", &(checkpoint.config(), headers, norms))
 }
 

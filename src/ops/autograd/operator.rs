@@ -21,10 +21,27 @@ pub(crate) trait Operator: 'static {
     /// Outputs from this one on are states, normalisers or losses: they stay f32 whatever the inputs are.
     const F32_FROM: usize = usize::MAX;
 
+    /// Operators that only move elements: their formula runs in the type of the first input, without a detour through f32.
+    const MOVES_ONLY: bool = false;
+
+    /// False: the CPU's backward pass gets no inputs, which are free as soon as nothing else needs them.
+    const BACKWARD_READS_INPUTS: bool = true;
+
     /// Outputs by the operator's formula, in candle's differentiable operations on the device of the inputs. Inputs are
     /// f32 (indices apart) and contiguous.
     fn formula(&self, _: &[Tensor]) -> Result<Vec<Tensor>> {
         Err(crate::Error::Internal("this operator has no formula yet".into()))
+    }
+
+    /// Gradients by the formula, `None` where they are not `wanted`. An operator whose graph as a whole would hold too much
+    /// runs [`by_graph`] on its parts.
+    fn formula_gradients(
+        &self,
+        inputs: &[Tensor],
+        wanted: &[bool],
+        gradients: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
+        by_graph(|inputs| self.formula(inputs), inputs, wanted, gradients)
     }
 
     /// Outputs by the CPU's kernel. `keep`: a backward pass may follow; without it nothing need be kept.
@@ -85,31 +102,56 @@ pub(crate) fn no_formula<T>() -> Result<T> {
 /// The outputs of an operator, recorded where an input is tracked. The first input decides device and output type.
 pub(crate) fn apply<O: Operator>(operator: O, inputs: &[&Var]) -> Result<Vec<Var>> {
     let dtypes: Vec<DType> = inputs.iter().map(|x| x.value().dtype()).collect();
-    let values = inputs.iter().map(|x| as_f32(x.value())).collect::<Result<Vec<_>>>()?;
     let wanted: Vec<bool> = inputs.iter().map(|x| x.tracked()).collect();
-    let (outputs, kept) = match Backend::of(&values[0]) {
+    let backend = Backend::of(inputs[0].value());
+    let moved = O::MOVES_ONLY && backend == Backend::Formula;
+    let inside = |x: &Tensor| -> Result<Tensor> {
+        let x = if moved { x.to_dtype(dtypes[0])? } else { as_f32(x)? };
+        Ok(if backend == Backend::Formula { x.contiguous()? } else { x })
+    };
+    let mut values = inputs.iter().map(|x| inside(x.value())).collect::<Result<Vec<_>>>()?;
+    let (outputs, kept) = match backend {
         Backend::Cpu => {
             operator.forward_cpu(&values, wanted.contains(&true)).map(|(outputs, kept)| (outputs, Some(kept)))?
         }
-        Backend::Formula => (operator.formula(&contiguous(&values)?)?, None),
+        Backend::Formula => (operator.formula(&values)?, None),
     };
-    let dims: Vec<Vec<usize>> = outputs.iter().map(|x| x.dims().to_vec()).collect();
+    let zeros: Vec<Zeros> = outputs.iter().map(Zeros::like).collect();
     let of_type = |(i, x): (usize, Tensor)| Ok(if i < O::F32_FROM { x.to_dtype(dtypes[0])? } else { x });
     let outputs = outputs.into_iter().enumerate().map(of_type).collect::<Result<Vec<_>>>()?;
+    if kept.is_some() && !O::BACKWARD_READS_INPUTS {
+        values.clear();
+    }
     record(inputs, outputs, move |gradients| {
-        let device = values[0].device();
-        let given = gradients.into_iter().zip(&dims).map(|(g, dims)| match g {
-            Some(g) => Ok(as_f32(&g)?.contiguous()?),
-            None => Ok(Tensor::zeros(dims.as_slice(), DType::F32, device)?),
+        let given = gradients.into_iter().zip(&zeros).map(|(g, zeros)| match g {
+            Some(g) => Ok(g.to_dtype(zeros.dtype)?.contiguous()?),
+            None => zeros.tensor(),
         });
         let given = given.collect::<Result<Vec<_>>>()?;
         let found = match kept {
             Some(kept) => operator.backward_cpu(&values, kept, &wanted, &given)?,
-            None => gradients_of_formula(&operator, &contiguous(&values)?, &wanted, &given)?,
+            None => operator.formula_gradients(&values, &wanted, &given)?,
         };
         let of_input = |(g, dtype): (Option<Tensor>, &DType)| Ok(g.map(|g| g.to_dtype(*dtype)).transpose()?);
         found.into_iter().zip(&dtypes).map(of_input).collect()
     })
+}
+
+/// The gradient of an output that nothing depends on.
+struct Zeros {
+    dims: Vec<usize>,
+    dtype: DType,
+    device: Device,
+}
+
+impl Zeros {
+    fn like(x: &Tensor) -> Self {
+        Zeros { dims: x.dims().to_vec(), dtype: x.dtype(), device: x.device().clone() }
+    }
+
+    fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::zeros(self.dims.as_slice(), self.dtype, &self.device)?)
+    }
 }
 
 /// [`apply`] for an operator with one output.
@@ -117,9 +159,9 @@ pub(crate) fn apply1<O: Operator>(operator: O, inputs: &[&Var]) -> Result<Var> {
     Ok(apply(operator, inputs)?.swap_remove(0))
 }
 
-/// Gradients of the formula by candle's graph, which lives for this call only.
-fn gradients_of_formula<O: Operator>(
-    operator: &O,
+/// Gradients of `formula` by candle's graph, which lives for this call only.
+pub(crate) fn by_graph(
+    formula: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
     inputs: &[Tensor],
     wanted: &[bool],
     gradients: &[Tensor],
@@ -131,7 +173,7 @@ fn gradients_of_formula<O: Operator>(
     let leaves = leaves.collect::<Result<Vec<_>>>()?;
     let tracked: Vec<Tensor> =
         leaves.iter().zip(inputs).map(|(leaf, x)| leaf.as_ref().map_or(x, |leaf| leaf.as_tensor()).clone()).collect();
-    let outputs = operator.formula(&tracked)?;
+    let outputs = formula(&tracked)?;
     let weighted = outputs.iter().zip(gradients).map(|(output, gradient)| Ok((output * gradient)?.sum_all()?));
     let weighted = weighted.collect::<Result<Vec<_>>>()?;
     let found = Tensor::stack(&weighted, 0)?.sum_all()?.backward()?;
@@ -148,6 +190,7 @@ fn as_f32(x: &Tensor) -> Result<Tensor> {
     Ok(if matches!(x.dtype(), DType::BF16 | DType::F16) { x.to_dtype(DType::F32)? } else { x.clone() })
 }
 
-fn contiguous(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors.iter().map(|x| Ok(x.contiguous()?)).collect()
+/// The error of inputs that do not fit an operator or one another: found before the seam, so that every backend gives it.
+pub(crate) fn misfit<T>(what: String) -> Result<T> {
+    Err(candle_core::Error::Msg(what).into())
 }
