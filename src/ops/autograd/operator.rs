@@ -186,7 +186,7 @@ pub(crate) fn by_graph(
 }
 
 /// bf16 and f16 as f32; indices as they are.
-fn as_f32(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn as_f32(x: &Tensor) -> Result<Tensor> {
     Ok(if matches!(x.dtype(), DType::BF16 | DType::F16) { x.to_dtype(DType::F32)? } else { x.clone() })
 }
 

@@ -4,7 +4,7 @@
 use crate::Result;
 use crate::ops::cpu::simd::simd;
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::operator::on_device;
+use crate::ops::operator::{as_f32, on_device};
 use candle_core::Tensor;
 
 /// Numbers of one update.
@@ -23,6 +23,8 @@ pub struct Update {
 /// New parameter, first and second moment.
 pub fn adamw(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, update: Update) -> Result<[Tensor; 3]> {
     let factors = Factors::of(update);
+    let [p, g, m, v] = [p, g, m, v].map(as_f32);
+    let (p, g, m, v) = (&p?, &g?, &m?, &v?);
     on_device(p, || factors.by_kernel(p, g, m, v), || factors.by_formula(p, g, m, v))
 }
 

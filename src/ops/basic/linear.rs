@@ -36,6 +36,17 @@ impl Operator for Linear {
         Ok(vec![y.reshape(with_last(x, out))?])
     }
 
+    /// candle's graph would make the gradient of a frozen weight too.
+    fn formula_gradients(&self, inputs: &[Tensor], wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (x, w) = (&inputs[0], &inputs[1]);
+        let (out, inner) = w.dims2()?;
+        let rows = |x: &Tensor, width: usize| x.reshape((x.elem_count() / width.max(1), width));
+        let (g, x_rows) = (rows(&up[0], out)?, rows(x, inner)?);
+        let dx = if wanted[0] { Some(g.matmul(w)?.reshape(x.shape())?) } else { None };
+        let dw = if wanted[1] { Some(g.t()?.matmul(&x_rows)?) } else { None };
+        Ok(vec![dx, dw])
+    }
+
     fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
         let (x, w) = (&inputs[0], &inputs[1]);
         Ok((vec![product(x, w, &with_last(x, w.dim(0)?), true)?], ()))

@@ -3,12 +3,13 @@
 use crate::Result;
 use crate::ops::cpu::Slice;
 use crate::ops::cpu::simd::{dot, simd};
-use crate::ops::operator::on_device;
-use candle_core::{D, DType, Tensor};
+use crate::ops::operator::{as_f32, on_device};
+use candle_core::{D, Tensor};
 
 /// Sums of products of `x` and `y` [B, T, H, V] over everything but the heads.
 pub fn head_products(x: &Tensor, y: &Tensor) -> Result<Vec<f64>> {
     let (_, _, heads, width) = x.dims4()?;
+    let (x, y) = (&as_f32(x)?, &as_f32(y)?);
     let kernel = || {
         let (xs, ys) = (Slice::of(x)?, Slice::of(y)?);
         let rows = xs.chunks_exact(width).zip(ys.chunks_exact(width));
@@ -24,6 +25,7 @@ pub fn head_products(x: &Tensor, y: &Tensor) -> Result<Vec<f64>> {
 
 /// Sum of squares in f64; not finite when any element is not.
 pub fn square_sum(x: &Tensor) -> Result<f64> {
+    let x = &as_f32(x)?;
     let kernel = || Ok(Slice::of(x)?.iter().map(|&v| f64::from(v) * f64::from(v)).sum());
     on_device(x, kernel, || square_sum_by_formula(x))
 }
@@ -35,7 +37,6 @@ fn square_sum_by_formula(x: &Tensor) -> Result<f64> {
         return Ok(0.0);
     }
     let x = if x.rank() == 0 { x.reshape(1)? } else { x.clone() };
-    let x = x.to_dtype(DType::F32)?;
     let largest = f64::from(x.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?);
     let unit = if largest > 0.0 { largest } else { 1.0 };
     let rows = on_host(&(x / unit)?.sqr()?.sum(D::Minus1)?)?;
@@ -43,7 +44,7 @@ fn square_sum_by_formula(x: &Tensor) -> Result<f64> {
 }
 
 fn on_host(x: &Tensor) -> Result<Vec<f32>> {
-    Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    Ok(x.flatten_all()?.to_vec1()?)
 }
 
 /// x - y.

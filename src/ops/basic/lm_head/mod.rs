@@ -1,12 +1,17 @@
 //! The vocabulary head in slices of tokens: logits of all tokens never exist at once.
 
+mod compare;
+mod cross_entropy;
+
+pub use compare::{Sums, compare};
+pub use cross_entropy::cross_entropy;
+
 use crate::Result;
 use crate::ops::attention::Scores;
-use crate::ops::cpu::simd::{exp, max, simd};
-use crate::ops::cpu::{Output, Slice, blocks, matrix::Mat, matrix::MatMut};
-use crate::ops::tape::{Var, record1};
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use crate::ops::cpu::simd::simd;
+use crate::ops::cpu::{Output, Slice};
+use crate::ops::operator::{as_f32, on_device};
+use candle_core::{DType, Tensor};
 
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;
@@ -24,6 +29,12 @@ impl Head {
     #[inline(always)]
     fn limit(cap: Option<f32>, logits: &mut [f32]) {
         Scores { scale: 1.0, cap }.limit(logits);
+    }
+
+    /// The same of a tensor, by the formula.
+    fn limited(cap: Option<f32>, logits: Tensor) -> Result<Tensor> {
+        let Some(cap) = cap.map(f64::from) else { return Ok(logits) };
+        Ok(((logits / cap)?.tanh()? * cap)?)
     }
 }
 
@@ -44,175 +55,46 @@ pub fn next_tokens(ids: &[u32], sequence: usize) -> Vec<u32> {
     ids.chunks(sequence).flat_map(next).collect()
 }
 
-/// Mean cross-entropy, in nats, of `hidden` [B, T, D] through the frozen `head` against B*T `targets`.
-/// The gradient is made in the same pass, so that no logits are kept or computed twice.
-pub fn cross_entropy(hidden: &Var, head: &Head, targets: &[u32]) -> Result<Var> {
-    let (cap, head) = (head.cap, &head.weight);
-    let (vocab, d) = head.dims2()?;
-    let counted = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
-    let want = hidden.tracked();
-    let (hs, ws) = (Slice::of(hidden.value())?, Slice::of(head)?);
-    let head_matrix = Mat::new(&ws, vocab, d);
-    let mut grad = Output::unwritten(if want { hidden.value().dims() } else { &[0] });
-    let at = grad.pointer();
-    let losses: Vec<f64> = blocks(targets.len(), slice_rows(vocab))
-        .map_init(Default::default, |(logits, slopes): &mut (Vec<f32>, Vec<f32>), rows| {
-            logits.resize(rows.len() * vocab, 0.0);
-            let h = Mat::new(&hs[rows.start * d..rows.end * d], rows.len(), d);
-            MatMut::new(logits, rows.len(), vocab).product(1.0, h, head_matrix.t(), 0.0);
-            simd(|| Head::limit(cap, logits));
-            slopes.clear();
-            if let Some(cap) = cap.filter(|_| want) {
-                slopes.extend(logits.iter().map(|l| 1.0 - (l / cap) * (l / cap)));
-            }
-            let mut loss = 0.0;
-            for (row, &target) in logits.chunks_exact_mut(vocab).zip(&targets[rows.clone()]) {
-                if target == IGNORE {
-                    row.fill(0.0);
-                    continue;
-                }
-                let target = target as usize;
-                let truth = row[target];
-                let log_sum = softmax_in_place(row);
-                loss += f64::from(log_sum - truth);
-                row[target] -= 1.0;
-            }
-            if want {
-                logits.iter_mut().zip(slopes.iter()).for_each(|(d, slope)| *d *= slope);
-                // SAFETY: rows of this slice alone.
-                let mut dh = unsafe { at.rows(rows.start * d, rows.len(), d, d) };
-                dh.product(1.0 / counted as f32, Mat::new(logits, rows.len(), vocab), head_matrix, 0.0);
-            }
-            loss
+/// The tokens of a slice that have a target, their targets, and indices of both on the device of `x`.
+struct Counted {
+    /// [R], rows of all tokens.
+    rows: Tensor,
+    /// [R, 1]
+    targets: Tensor,
+}
+
+impl Counted {
+    /// Slices of `rows` tokens, without those in which no token has a target.
+    fn slices(targets: &[u32], rows: usize, x: &Tensor) -> impl Iterator<Item = Result<Counted>> {
+        let numbered = targets.iter().enumerate().map(|(row, &target)| (row as u32, target)).collect::<Vec<_>>();
+        let slices: Vec<Vec<(u32, u32)>> = numbered
+            .chunks(rows)
+            .map(|slice| slice.iter().copied().filter(|(_, target)| *target != IGNORE).collect())
+            .filter(|slice: &Vec<_>| !slice.is_empty())
+            .collect();
+        let device = x.device().clone();
+        slices.into_iter().map(move |slice| {
+            let (rows, targets): (Vec<u32>, Vec<u32>) = slice.into_iter().unzip();
+            let targets = Tensor::from_vec(targets, (rows.len(), 1), &device)?;
+            Ok(Counted { rows: Tensor::new(rows, &device)?, targets })
         })
-        .collect();
-    drop((hs, ws));
-    let loss = Tensor::new((losses.iter().sum::<f64>() / counted as f64) as f32, &Device::Cpu)?;
-    let grad = if want { Some(grad.tensor()?) } else { None };
-    record1(&[hidden], loss, move |g| {
-        let scale = f64::from(g.to_scalar::<f32>()?);
-        Ok(vec![grad.map(|d| if scale == 1.0 { Ok(d) } else { d * scale }).transpose()?])
-    })
-}
-
-/// logits -> probabilities; returns log sum exp of the logits.
-fn softmax_in_place(row: &mut [f32]) -> f32 {
-    simd(|| {
-        let m = max(row);
-        let total = crate::ops::cpu::simd::exp_minus(row, m);
-        let scale = 1.0 / total;
-        row.iter_mut().for_each(|p| *p *= scale);
-        m + total.ln()
-    })
-}
-
-/// Sums over tokens with a target, for one model.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
-    pub tokens: u64,
-    /// Negative log-likelihood, nats.
-    pub nll: f64,
-    /// KL(teacher || model), nats.
-    pub kl: f64,
-    /// Tokens whose most likely successor is the teacher's.
-    pub agree: u64,
-}
-
-impl std::ops::AddAssign<&Sums> for Sums {
-    fn add_assign(&mut self, other: &Sums) {
-        self.tokens += other.tokens;
-        self.nll += other.nll;
-        self.kl += other.kl;
-        self.agree += other.agree;
     }
-}
-
-/// Scores the first of `models` (hidden states [B, T, D] and head) as the teacher and all against it.
-pub fn compare(models: &[(&Tensor, &Head)], targets: &[u32]) -> Result<Vec<Sums>> {
-    let Some((_, first)) = models.first() else { return Ok(vec![]) };
-    let (vocab, _) = first.weight.dims2()?;
-    let slices = models
-        .iter()
-        .map(|(h, head)| Ok((Slice::of(h)?, Slice::of(&head.weight)?, head.weight.dim(1)?, head.cap)))
-        .collect::<Result<Vec<_>>>()?;
-    // Locks of tensors stay on this thread; tasks see plain slices.
-    let slices: Vec<(&[f32], Mat, usize, Option<f32>)> =
-        slices.iter().map(|(h, w, d, cap)| (&**h, Mat::new(w, vocab, *d), *d, *cap)).collect();
-    let parts: Vec<Vec<Sums>> = blocks(targets.len(), slice_rows(vocab))
-        .map_init(Default::default, |(teacher, logits): &mut (Vec<f32>, Vec<f32>), rows| {
-            let score = |index: usize, logits: &mut Vec<f32>, teacher: Option<&[f32]>| {
-                logits.resize(rows.len() * vocab, 0.0);
-                let (hidden, head, d, cap) = slices[index];
-                let h = Mat::new(&hidden[rows.start * d..rows.end * d], rows.len(), d);
-                MatMut::new(logits, rows.len(), vocab).product(1.0, h, head.t(), 0.0);
-                simd(|| Head::limit(cap, logits));
-                let mut sums = Sums::default();
-                for (i, &target) in targets[rows.clone()].iter().enumerate() {
-                    if target == IGNORE {
-                        continue;
-                    }
-                    let row = &mut logits[i * vocab..][..vocab];
-                    log_softmax_in_place(row);
-                    sums.tokens += 1;
-                    sums.nll -= f64::from(row[target as usize]);
-                    let (kl, agree) = match teacher {
-                        Some(t) => divergence(&t[i * vocab..][..vocab], row),
-                        None => (0.0, true),
-                    };
-                    sums.kl += kl;
-                    sums.agree += u64::from(agree);
-                }
-                sums
-            };
-            let mut all = vec![score(0, teacher, None)];
-            all.extend((1..slices.len()).map(|i| score(i, logits, Some(teacher))));
-            all
-        })
-        .collect();
-    let mut sums = vec![Sums::default(); models.len()];
-    for part in parts {
-        sums.iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
-    }
-    Ok(sums)
 }
 
 /// Logits of every token: `hidden` [N, D] -> [N, vocab]; for one position of generation, and for tests.
 pub fn logits(hidden: &Tensor, head: &Head) -> Result<Tensor> {
     let logits = crate::ops::linear::linear(&hidden.clone().into(), &head.weight.clone().into())?.value().clone();
-    let Some(cap) = head.cap else { return Ok(logits) };
-    let mut out = Output::unwritten(logits.dims());
-    out.data().copy_from_slice(&Slice::of(&logits)?);
-    simd(|| Head::limit(Some(cap), out.data()));
-    out.tensor()
-}
-
-fn log_softmax_in_place(row: &mut [f32]) {
-    simd(|| {
-        let m = max(row);
-        let mut lanes = [0.0f32; 16];
-        for c in row.chunks(16) {
-            for (sum, x) in lanes.iter_mut().zip(c) {
-                *sum += exp(*x - m);
-            }
-        }
-        let log_sum = m + lanes.iter().sum::<f32>().ln();
-        row.iter_mut().for_each(|x| *x -= log_sum);
-    });
-}
-
-/// KL(p || q) of two rows of log-probabilities, and whether their largest entries coincide.
-fn divergence(p: &[f32], q: &[f32]) -> (f64, bool) {
-    simd(|| {
-        let mut lanes = [0.0f32; 16];
-        for (p, q) in p.chunks(16).zip(q.chunks(16)) {
-            for i in 0..p.len() {
-                lanes[i] += exp(p[i]) * (p[i] - q[i]);
-            }
-        }
-        let (mp, mq) = (max(p), max(q));
-        let at = |x: &[f32], m: f32| x.iter().position(|&v| v == m);
-        (f64::from(lanes.iter().sum::<f32>()), at(p, mp) == at(q, mq))
-    })
+    if head.cap.is_none() {
+        return Ok(logits);
+    }
+    let (dtype, logits) = (logits.dtype(), as_f32(&logits)?);
+    let kernel = || {
+        let mut out = Output::unwritten(logits.dims());
+        out.data().copy_from_slice(&Slice::of(&logits)?);
+        simd(|| Head::limit(head.cap, out.data()));
+        out.tensor()
+    };
+    Ok(on_device(&logits, kernel, || Head::limited(head.cap, logits.clone()))?.to_dtype(dtype)?)
 }
 
 /// Rows of an embedding: `ids` -> [1, N, D] as f32.
@@ -221,10 +103,6 @@ pub fn embed(table: &Tensor, ids: &[u32], batch: usize) -> Result<Tensor> {
     if let Some(bad) = ids.iter().find(|&&i| i as usize >= vocab) {
         return Err(crate::Error::Internal(format!("token {bad} is outside the vocabulary of {vocab}")));
     }
-    let ws = Slice::of(table)?;
-    let mut out = Output::unwritten(&[batch, ids.len() / batch.max(1), d]);
-    for (row, &id) in out.data().chunks_exact_mut(d).zip(ids) {
-        row.copy_from_slice(&ws[id as usize * d..][..d]);
-    }
-    out.tensor()
+    let ids = Tensor::new(ids, table.device())?;
+    Ok(table.index_select(&ids, 0)?.to_dtype(DType::F32)?.reshape((batch, (), d))?)
 }
