@@ -22,7 +22,7 @@ pub use files::{Files, Head};
 pub use hub_id::{HubId, is_hub_id};
 pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};
-pub use tensors::{load_tensors, save_tensors};
+pub use tensors::{device, load_tensors, save_tensors, values};
 pub use writer::Writer;
 
 pub(crate) use words::{nearest, shown};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -11,6 +11,7 @@ use super::builtin::BUILTINS;
 use super::files::Files;
 use super::index::{Shard, shards};
 use super::location::Location;
+use super::tensors::device;
 use super::words::{nearest, shown};
 use crate::error::{Error, Result};
 
@@ -120,7 +121,7 @@ impl Checkpoint {
             let what = "only the headers of this model were fetched, not its weights";
             Error::checkpoint(self.files.place(&info.file), what, "`hub::model` downloads it and gives its folder")
         })?;
-        Ok(Tensor::from_raw_buffer(bytes, stored, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+        Ok(Tensor::from_raw_buffer(bytes, stored, &info.shape, &device())?.to_dtype(dtype)?)
     }
 
     /// As [`Checkpoint::tensor`], and any other shape than `shape` is an error.

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::model::{Flow, Model, Student, View};
 use crate::ops::{Tape, elementwise};
 use crate::train::{Gradients, Group, Objective};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 /// output times the mean squared error of head outputs before the o projection, plus weights times the cross-entropy
 /// of attention weights, averaged over the layers that are replaced.
@@ -53,7 +53,7 @@ impl AttentionTransfer<'_> {
                 }
                 losses.push((hook.layer, loss));
                 if let Some(gradients) = gradients.as_deref_mut() {
-                    let seed = |weight: f64| Tensor::new((weight * share) as f32, &Device::Cpu);
+                    let seed = |weight: f64| Tensor::new((weight * share) as f32, error.value().device());
                     let mut seeds = vec![(&error, seed(self.output)?)];
                     if let Some(entropy) = &entropy {
                         seeds.push((entropy, seed(self.weights)?));

@@ -26,6 +26,11 @@ pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
     Ok(candle_nn::ops::sigmoid(x)?)
 }
 
+/// x sigmoid(x). The gradient of candle's own, s (1 - y) + y, has no digits left where y is large.
+pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
+    Ok((x * sigmoid(x)?)?)
+}
+
 /// 1 / x, and 0 without a gradient where x is 0.
 pub(crate) fn inverse(x: &Tensor) -> Result<Tensor> {
     let zero = x.eq(0.0)?;

@@ -69,10 +69,7 @@ pub(crate) enum Backend {
 impl Backend {
     /// The backend of the device that holds `tensor`.
     pub fn of(tensor: &Tensor) -> Backend {
-        match tensor.device() {
-            Device::Cpu if cpu_kernels() => Backend::Cpu,
-            _ => Backend::Formula,
-        }
+        if tensor.device().is_cpu() && cpu_kernels() { Backend::Cpu } else { Backend::Formula }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::ops::cpu::simd::{sigmoid, simd};
 use crate::ops::cpu::{Output, Slice, blocks, gradients_of};
+use crate::ops::formulas;
 use crate::ops::operator::{Operator, apply1, misfit};
 use crate::ops::tape::Var;
 use candle_core::Tensor;
@@ -63,7 +64,7 @@ impl Operator for SwiGlu {
     type Kept = ();
 
     fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        Ok(vec![(inputs[0].silu()? * &inputs[1])?])
+        Ok(vec![(formulas::silu(&inputs[0])? * &inputs[1])?])
     }
 
     fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {

@@ -76,7 +76,7 @@ fn by_formula(x: &Tensor, f: Unary) -> Result<Tensor> {
         Unary::Sigmoid => formulas::sigmoid(x)?,
         Unary::LogSigmoid => softplus_formula(&x.neg()?)?.neg()?,
         Unary::Softplus => softplus_formula(x)?,
-        Unary::Silu => x.silu()?,
+        Unary::Silu => formulas::silu(x)?,
         Unary::Gelu => (x * (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?)?,
         Unary::GeluTanh => {
             // Far out the sigmoid has reached its limits, and its argument would overflow.
