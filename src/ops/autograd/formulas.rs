@@ -1,7 +1,7 @@
 //! Pieces of operators' formulas, in candle's differentiable operations.
 
 use crate::Result;
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 /// x with `value` where `mask` is set; what is replaced passes no gradient.
 pub(crate) fn replace(x: &Tensor, mask: &Tensor, value: f64) -> Result<Tensor> {
@@ -29,6 +29,11 @@ pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
 /// x sigmoid(x). The gradient of candle's own, s (1 - y) + y, has no digits left where y is large.
 pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
     Ok((x * sigmoid(x)?)?)
+}
+
+/// `x` in f64, where the device has it: Metal has not.
+pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.device().is_metal() { x.clone() } else { x.to_dtype(DType::F64)? })
 }
 
 /// 1 / x, and 0 without a gradient where x is 0.

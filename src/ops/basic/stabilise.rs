@@ -91,7 +91,9 @@ fn larger(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// Every token is a map m -> max(m + a, b); a run of tokens is such a map too, so that the maps from the first token to
 /// each come from log2(T) rounds in which runs of twice the length are put together. No sum of gates is ever subtracted.
 fn by_formula(x: &[Tensor], documents: &Documents) -> Result<Vec<Tensor>> {
-    let (forget, input, before) = (x[0].squeeze(3)?, x[1].squeeze(3)?, &x[2]);
+    let dtype = x[0].dtype();
+    let [forget, input, before] = [x[0].squeeze(3)?, x[1].squeeze(3)?, x[2].clone()].map(|x| formulas::wide(&x));
+    let (forget, input, before) = (forget?, input?, before?);
     let (tokens, infinity) = (forget.dim(1)?, f64::NEG_INFINITY);
     let padding = mask(documents, &forget, |t, row| !row.iter().any(|d| d.contains(&t)))?;
     let starts = mask(documents, &forget, |t, row| row.iter().skip(1).any(|d| d.start == t && !d.is_empty()))?;
@@ -117,8 +119,8 @@ fn by_formula(x: &[Tensor], documents: &Documents) -> Result<Vec<Tensor>> {
     let kept = (forget + previous)?;
     let maximum = larger(&kept, &input)?;
     let outputs = [(kept - &maximum)?, (input - &maximum)?.exp()?, maximum];
-    let outputs = outputs.iter().map(|y| Ok(formulas::replace(y, &padding, 0.0)?.unsqueeze(3)?));
-    outputs.chain([Ok(last)]).collect()
+    let outputs = outputs.iter().map(|y| Ok(formulas::replace(y, &padding, 0.0)?.unsqueeze(3)?.to_dtype(dtype)?));
+    outputs.chain([Ok(last.to_dtype(dtype)?)]).collect()
 }
 
 /// Runs through the tokens of one state in order: document, token, `forget`, `input`, maximum before and after.

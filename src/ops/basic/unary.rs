@@ -90,7 +90,10 @@ fn by_formula(x: &Tensor, f: Unary) -> Result<Tensor> {
             let below = formulas::replace(x, &x.ge(0.0)?, 0.0)?;
             (formulas::replace(x, &x.lt(0.0)?, 0.0)? + below.exp()?)?
         }
-        Unary::Exp => formulas::replace(x, &x.gt(LARGEST_EXPONENT)?, LARGEST_EXPONENT)?.exp()?,
+        Unary::Exp => {
+            let y = formulas::replace(x, &x.gt(MAX_EXPONENT)?, MAX_EXPONENT)?.exp()?;
+            formulas::replace(&y, &x.lt(MIN_EXPONENT)?, 0.0)?
+        }
         Unary::OneMinusExp => one_minus_exp_formula(x)?,
         Unary::Ln => x.log()?,
         Unary::Tanh => x.tanh()?,
@@ -101,8 +104,9 @@ fn by_formula(x: &Tensor, f: Unary) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Above, e^x leaves f32.
-const LARGEST_EXPONENT: f64 = 88.37626;
+/// Between them e^x is a normal f32.
+const MIN_EXPONENT: f64 = -87.33654;
+const MAX_EXPONENT: f64 = 88.37626;
 
 /// candle's clamp halves the gradient at the bounds.
 fn keep_within(x: &Tensor, min: f64, max: f64) -> Result<Tensor> {
