@@ -4,7 +4,7 @@
 use super::common::{difference, random};
 use super::{Case, Layer, TOLERANCE, few, layer_dims, tolerance};
 use candle_core::{DType, Tensor};
-use subquad::mixer::{Branches, CalibrationUpdate, State};
+use subquad::mixer::{CalibrationUpdate, State};
 use subquad::ops::{Documents, Tape};
 
 const TOKENS: usize = 70;
