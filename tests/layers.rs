@@ -283,6 +283,19 @@ fn only_ops_uses_candles_operators_and_gradients() {
     none("candle's operators and gradients outside src/ops", wrong);
 }
 
+/// What a tensor is made beside says where it is made; only kernels and the door of files know the CPU.
+#[test]
+fn only_kernels_and_checkpoints_name_the_cpu() {
+    let mut wrong = vec![];
+    for source in
+        sources("src").iter().filter(|s| !s.name.starts_with("src/ops/cpu/") && s.module() != Some("checkpoint"))
+    {
+        let places = source.find("Device::Cpu").into_iter().filter(|&at| !source.in_test(at));
+        wrong.extend(places.map(|at| format!("{}: take the device of a tensor beside it", source.place(at))));
+    }
+    none("`Device::Cpu` outside src/ops/cpu and src/checkpoint", wrong);
+}
+
 #[test]
 fn files_are_short() {
     let long = ["src", "examples", "benches"].iter().flat_map(|folder| sources(folder)).filter_map(|source| {

@@ -13,10 +13,10 @@ mod hub_id;
 mod index;
 mod links;
 mod location;
+mod numbers;
 mod open;
 mod own;
 mod tensors;
-mod values;
 mod words;
 mod writer;
 
@@ -26,15 +26,15 @@ pub use files::{Files, Head};
 pub use hub_id::{HubId, is_hub_id};
 pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};
-pub use tensors::{load_tensors, save_tensors, tensors_digest};
+pub use tensors::{device, load_tensors, save_tensors, tensors_digest, values};
 pub use writer::Writer;
 
 pub(crate) use digest::{file_digest, file_digests, hex};
 pub(crate) use links::within;
+pub(crate) use numbers::place_in;
 #[cfg(feature = "hub")]
 pub(crate) use own::create_anew;
 pub(crate) use own::{open_or_create, partial};
-pub(crate) use values::place_in;
 pub(crate) use words::{nearest, shown};
 
 /// The weights of a checkpoint in one file.

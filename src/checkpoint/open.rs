@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -11,7 +11,8 @@ use super::builtin::BUILTINS;
 use super::files::Files;
 use super::index::{Shard, shards};
 use super::location::Location;
-use super::values::{Numbers, place_in};
+use super::numbers::{Numbers, place_in};
+use super::tensors::device;
 use super::words::{nearest, shown};
 use crate::error::{Error, Result};
 
@@ -121,7 +122,7 @@ impl Checkpoint {
                 format!("tensor `{}` holds {value} at {place:?}: not all of its numbers are finite", shown(name));
             return Err(Error::checkpoint(self.files.place(&info.file), what, NOT_FINITE));
         }
-        Ok(Tensor::from_raw_buffer(numbers.bytes, numbers.dtype, &info.shape, &Device::Cpu)?.to_dtype(dtype)?)
+        Ok(Tensor::from_raw_buffer(numbers.bytes, numbers.dtype, &info.shape, &device())?.to_dtype(dtype)?)
     }
 
     /// The bytes of one of [`Checkpoint::tensors`], as its file has them.

@@ -56,10 +56,20 @@ pub fn load_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, BTreeMap<S
                 "this file was not written by subquad: give the one that was",
             )
         })?;
-        let tensor = Tensor::from_raw_buffer(&bytes[place.start..place.end], dtype, &place.shape, &Device::Cpu)?;
+        let tensor = Tensor::from_raw_buffer(&bytes[place.start..place.end], dtype, &place.shape, &device())?;
         tensors.insert(name, tensor);
     }
     Ok((tensors, header.metadata))
+}
+
+/// The device that tensors are read to. What is made without a tensor beside it is made there too.
+pub fn device() -> Device {
+    Device::Cpu
+}
+
+/// The elements of a tensor, row by row, on the host.
+pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 /// Weights and moments, counters and token ids.

@@ -3,8 +3,7 @@
 use super::report::LayerError;
 use crate::Result;
 use crate::model::{Flow, Model, Student, View};
-use crate::ops::adamw::square_sum;
-use crate::ops::statistics::minus;
+use crate::ops::statistics::{minus, square_sum};
 
 /// Relative squared error of what the attention of every replaced layer adds to the teacher's own input of that layer:
 /// 1 for a silent mixer. After the output projection, since what lies before it may turn while it is trained with it.

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::config::text;
 use crate::arch::{Arrangement, Part, Spec, StoredTensor, Target};
-use crate::checkpoint::{save_tensors, write_atomically};
+use crate::checkpoint::{device, save_tensors, write_atomically};
 use crate::model::{Adapter, Model, Student, join};
 use crate::{Error, Result};
 
@@ -97,7 +97,8 @@ fn kv(
         found.ok_or_else(|| Error::Internal(format!("layer {layer} has no adapter of `{}`", target.word())))
     };
     let a = adapted.iter().map(|t| tensor(*t, 0)).collect::<Result<Vec<_>>>()?;
-    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
+    let device = a.first().map_or_else(device, |a| a.device().clone());
+    let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &device);
     let mut rows = vec![];
     for ((_, shape), target) in stored.parts.iter().zip(all) {
         rows.push(match adapted.iter().position(|t| t == target) {

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use rand::RngExt;
 
 use crate::arch::Spec;
-use crate::checkpoint::{Checkpoint, Location};
+use crate::checkpoint::{Checkpoint, Location, values};
 use crate::mixer::initial::generator;
 use crate::model::{Model, Student, View};
 use crate::ops::lm_head;
@@ -136,7 +136,7 @@ fn difference(a: &Answers, b: &Answers) -> Result<f32> {
     for first in (0..tokens).step_by(step) {
         let logits = |x: &Answers| -> Result<Vec<f32>> {
             let part = x.hidden.narrow(1, first, step.min(tokens - first))?.contiguous()?;
-            Ok(lm_head::logits(&part, &x.head)?.flatten_all()?.to_vec1()?)
+            values(&lm_head::logits(&part, &x.head)?)
         };
         for (x, y) in logits(a)?.into_iter().zip(logits(b)?) {
             let d = (x - y).abs();
@@ -163,7 +163,6 @@ fn hold_mixers(student: &Student, read: &Student) -> Result<()> {
 
 /// `own` rounded to the `stored` type, if `read` equals it bit by bit.
 fn hold(name: &str, read: &Tensor, own: &Tensor, stored: DType) -> Result<Tensor> {
-    let values = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
     let rounded = own.to_dtype(stored)?.to_dtype(DType::F32)?;
     let (got, want) = (values(read)?, values(&rounded)?);
     match got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count() {

@@ -60,8 +60,8 @@ impl Recurrent for Cosformer {
 
     fn mix(&self, heads: &LayerInputs, _: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let quarter = std::f64::consts::FRAC_PI_2 / self.length as f64;
-        let sine = ops.of_positions(|t| (quarter * (t + 1) as f64).sin())?;
-        let cosine = ops.of_positions(|t| (quarter * (t + 1) as f64).cos())?;
+        let sine = ops.of_positions(&heads.q, |t| (quarter * (t + 1) as f64).sin())?;
+        let cosine = ops.of_positions(&heads.q, |t| (quarter * (t + 1) as f64).cos())?;
         let features = |x: &Var| -> Result<Var> {
             let r = unary(x, Unary::Relu)?;
             repeat_heads(&concat_last(&[&mul(&r, &sine)?, &mul(&r, &cosine)?])?, self.layer_dims.heads)

@@ -14,7 +14,7 @@ use crate::ops::linear_attention_step::{Entering, linear_attention_step};
 use crate::ops::unary::{Unary, unary};
 use crate::ops::{Var, attention_entropy, normalize};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Whether a map is that of queries or of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +234,7 @@ impl Mixer for FeatureMapMixer {
         let (q, k) = self.mapped(heads)?;
         let LayerDims { heads: h, width, .. } = self.layer_dims;
         if state.get("s").is_none() {
-            let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+            let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, heads.q.value().device());
             state.tensors.insert("s", zeros(&[batch, h, self.kernel.features(), width])?);
             state.tensors.insert("z", zeros(&[batch, h, self.kernel.features()])?);
         }

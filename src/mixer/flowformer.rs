@@ -47,8 +47,8 @@ impl Recurrent for Flowformer {
     }
 
     fn mix(&self, heads: &LayerInputs, _: &Params, ops: &mut StatefulOps) -> Result<Var> {
-        let count = ops.of_positions(|t| (t + 1) as f64)?;
-        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
+        let count = ops.of_positions(&heads.q, |t| (t + 1) as f64)?;
+        let share = ops.of_positions(&heads.q, |t| 1.0 / (t + 1) as f64)?;
         let a = unary(&heads.q, Unary::Sigmoid)?;
         let b = repeat_heads(&unary(&heads.k, Unary::Sigmoid)?, self.layer_dims.heads)?;
         let v = repeat_heads(&heads.v, self.layer_dims.heads)?;

@@ -1,7 +1,7 @@
 //! How new tensors start: a pure function of the recipe's seed and the tensor's name.
 
-use crate::Result;
-use candle_core::{Device, Tensor};
+use crate::{Result, checkpoint};
+use candle_core::Tensor;
 use rand::{RngExt, SeedableRng};
 use sha2::Digest;
 
@@ -77,7 +77,7 @@ impl Initial {
             }
             Initial::OrthogonalGaussian => orthogonal_gaussian(n, shape[shape.len() - 1], &mut generator(seed, name)),
         };
-        Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(data, shape, &checkpoint::device())?)
     }
 }
 

@@ -51,7 +51,7 @@ impl Recurrent for InLine {
     }
 
     fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
-        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
+        let share = ops.of_positions(&heads.q, |t| 1.0 / (t + 1) as f64)?;
         let (q, k) = if self.rope { heads.rotated()?.clone() } else { (heads.q.clone(), heads.k.clone()) };
         let q = FeatureScale::apply(&q, params)?;
         let q = mul(&scale(&q, 1.0 / (self.layer_dims.width as f32).sqrt(), 0.0)?, &share)?;

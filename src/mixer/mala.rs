@@ -58,7 +58,7 @@ impl Recurrent for Mala {
 
     fn mix(&self, heads: &LayerInputs, params: &Params, ops: &mut StatefulOps) -> Result<Var> {
         let root = 1.0 / (self.layer_dims.width as f32).sqrt();
-        let share = ops.of_positions(|t| 1.0 / (t + 1) as f64)?;
+        let share = ops.of_positions(&heads.q, |t| 1.0 / (t + 1) as f64)?;
         let a = FeatureScale::apply(&unary(&heads.q, Unary::EluPlusOne)?, params)?;
         let b = unary(&heads.k, Unary::EluPlusOne)?;
         let keys = repeat_heads(&ops.sum("b_sum", &b)?, self.layer_dims.heads)?;

@@ -11,7 +11,7 @@ use crate::ops::broadcast::{add, mul};
 use crate::ops::linear::linear;
 use crate::ops::norm::rms_norm_over;
 use crate::ops::unary::{Unary, unary};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 /// silu(1.2785) = 1: an output gate that begins as the identity.
 const OPEN: f32 = 1.278_464_5;
@@ -127,7 +127,7 @@ impl ConstantGate {
     /// [B, T, H, 1]
     pub fn run(&self, heads: &LayerInputs, params: &Params) -> Result<Var> {
         let (batch, tokens) = heads.size()?;
-        let row = Tensor::from_slice(&self.decays, (1, 1, self.decays.len(), 1), &Device::Cpu)?;
+        let row = Tensor::from_slice(&self.decays, (1, 1, self.decays.len(), 1), heads.q.value().device())?;
         let all = row.broadcast_as((batch, tokens, self.decays.len(), 1))?.contiguous()?;
         mul(&all.into(), params.get(Self::TIME_SCALE)?)
     }

@@ -20,7 +20,7 @@ use crate::ops::short_convolution::short_convolution;
 use crate::ops::token_shift::token_shift;
 use crate::ops::value_gated_linear_attention::value_gated_linear_attention;
 use crate::ops::{Documents, Var, attention};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use std::sync::Arc;
 
 /// The state of one call, by the names that a mechanism gives its parts; none: nothing is carried.
@@ -51,11 +51,11 @@ impl<'a> StatefulOps<'a> {
         (0..self.documents.batch()).map(row).collect()
     }
 
-    /// A number of every token's position, [B, T, 1, 1].
-    pub fn of_positions(&self, f: impl Fn(usize) -> f64) -> Result<Var> {
+    /// A number of every token's position, [B, T, 1, 1], on the device of `x`.
+    pub fn of_positions(&self, x: &Var, f: impl Fn(usize) -> f64) -> Result<Var> {
         let data: Vec<f32> = self.positions().into_iter().flatten().map(|t| f(t) as f32).collect();
         let shape = (self.documents.batch(), self.documents.tokens(), 1, 1);
-        Ok(Tensor::from_vec(data, shape, &Device::Cpu)?.into())
+        Ok(Tensor::from_vec(data, shape, x.value().device())?.into())
     }
 
     /// What an earlier call left under `name`.
@@ -104,7 +104,7 @@ impl<'a> StatefulOps<'a> {
             let (s, z) = match &before {
                 Some((s, z)) => (s.value().clone(), z.value().clone()),
                 None => {
-                    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+                    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, a.value().device());
                     (zeros(&[batch, heads, features, v.value().dim(3)?])?, zeros(&[batch, heads, features])?)
                 }
             };
@@ -162,7 +162,7 @@ impl<'a> StatefulOps<'a> {
         if inside.iter().all(|x| *x == 1.0) {
             return Ok(x.clone());
         }
-        mul(x, &Tensor::from_vec(inside, (batch, tokens, 1, 1), &Device::Cpu)?.into())
+        mul(x, &Tensor::from_vec(inside, (batch, tokens, 1, 1), x.value().device())?.into())
     }
 
     /// [`value_gated_linear_attention`] with its state `name`.
@@ -263,7 +263,7 @@ fn step(token: Token, before: Option<Var>, states: usize) -> Result<(Var, Var)> 
     let (batch, _, _, key_width) = token.k.dims4()?;
     let state = match before {
         Some(state) => state.value().clone(),
-        None => Tensor::zeros((batch, states, key_width, token.v.dim(3)?), DType::F32, &Device::Cpu)?,
+        None => Tensor::zeros((batch, states, key_width, token.v.dim(3)?), DType::F32, token.k.device())?,
     };
     let (o, after) = recurrent_step(token, &state)?;
     Ok((o.into(), after.into()))

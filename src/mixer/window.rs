@@ -7,7 +7,7 @@ use super::{
 use crate::Result;
 use crate::ops::attention_mask::{AttentionMask, KvLayout, Span};
 use crate::ops::{Var, attention, lerp};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// The tensor that weighs a window under a joint normaliser.
 pub(super) const FACTOR: &str = "window_factor";
@@ -108,8 +108,11 @@ impl Window {
     pub(super) fn blend(&self, window: &Var, linear: &Var, params: &Params) -> Result<Var> {
         match self.combine {
             Combine::Learned => lerp::lerp(window, linear, params.get(SHARE)?),
-            // A factor of 0 is a share of one half.
-            _ => lerp::lerp(window, linear, &Tensor::zeros(window.value().dim(2)?, DType::F32, &Device::Cpu)?.into()),
+            _ => {
+                // A factor of 0 is a share of one half.
+                let (heads, device) = (window.value().dim(2)?, window.value().device());
+                lerp::lerp(window, linear, &Tensor::zeros(heads, DType::F32, device)?.into())
+            }
         }
     }
 }

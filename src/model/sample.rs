@@ -1,6 +1,7 @@
 //! The next token from its logits.
 
 use crate::Result;
+use crate::checkpoint::values;
 use crate::mixer::initial::generator;
 use candle_core::Tensor;
 use rand::RngExt;
@@ -18,7 +19,7 @@ impl Sampler {
     }
 
     pub fn next(&mut self, logits: &Tensor) -> Result<u32> {
-        let logits = logits.to_vec1::<f32>()?;
+        let logits = values(logits)?;
         let mut order: Vec<usize> = (0..logits.len()).collect();
         let best = order.iter().copied().max_by(|&i, &j| logits[i].total_cmp(&logits[j]).then(j.cmp(&i)));
         let best = best.unwrap_or(0);

@@ -10,8 +10,8 @@ pub mod cpu;
 mod layout;
 mod sequence;
 
-pub(crate) use autograd::operator;
 pub use autograd::tape;
+pub(crate) use autograd::{formulas, operator};
 pub use basic::*;
 pub use layout::{attention_mask, documents};
 pub use sequence::*;

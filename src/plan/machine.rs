@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::Serialize;
 
 use crate::ops::Var;
 use crate::ops::linear::linear;
-use crate::{Error, Result};
+use crate::{Error, Result, checkpoint};
 
 /// Rows, columns and depth of the product that is timed: about that of a small model's layer on a short batch.
 const SIDE: usize = 512;
@@ -34,7 +34,7 @@ impl Machine {
 
 /// The best of several runs: what others do on the machine meanwhile only slows it down.
 fn speed() -> Result<f64> {
-    let square = || Tensor::ones((SIDE, SIDE), DType::F32, &Device::Cpu).map(Var::constant);
+    let square = || Tensor::ones((SIDE, SIDE), DType::F32, &checkpoint::device()).map(Var::constant);
     let (x, w) = (square()?, square()?);
     let mut best = Duration::MAX;
     let began = Instant::now();

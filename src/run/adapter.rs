@@ -5,7 +5,7 @@
 //! the digest, and with it the key.
 
 use crate::arch::{Spec, Target};
-use crate::checkpoint::hex;
+use crate::checkpoint::{hex, values};
 use crate::export::read_adapter;
 use crate::recipe::Recipe;
 use crate::stage::LoraShape;
@@ -46,7 +46,7 @@ pub fn start(recipe: &Recipe, index: usize, shape: &LoraShape, spec: &Spec, begu
     let mut hash = Sha256::new();
     for (name, tensor) in &tensors {
         hash.update(name.as_bytes());
-        for x in tensor.flatten_all()?.to_vec1::<f32>()? {
+        for x in values(tensor)? {
             hash.update(x.to_le_bytes());
         }
     }

@@ -13,7 +13,7 @@ use crate::model::{Flow, Model, Student, View};
 use crate::ops::{Tape, elementwise};
 use crate::train::{Gradients, Group, Objective};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -178,7 +178,7 @@ impl TransferObjective<'_> {
                 }
                 losses.push((hook.layer, loss));
                 if let Some(gradients) = gradients.as_deref_mut() {
-                    let seed = |weight: f64| Tensor::new((weight * share) as f32, &Device::Cpu);
+                    let seed = |weight: f64| Tensor::new((weight * share) as f32, error.value().device());
                     let mut seeds = vec![(&error, seed(self.output)?)];
                     if let Some(entropy) = &entropy {
                         seeds.push((entropy, seed(self.weights)?));

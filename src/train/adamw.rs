@@ -1,7 +1,8 @@
 //! AdamW over named tensors: groups, clipping by the global norm, moments that can be saved and restored.
 
 use super::settings::Optimizer;
-use crate::ops::adamw::{Update, adamw, square_sum};
+use crate::ops::adamw::{Update, adamw};
+use crate::ops::statistics::square_sum;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;

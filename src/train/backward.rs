@@ -93,7 +93,7 @@ pub fn loss_only(view: View, ids: &[u32], batch: usize) -> Result<f64> {
 pub fn non_finite_layer(view: View, ids: &[u32], batch: usize) -> Result<Option<usize>> {
     let mut found = None;
     view.run(ids, batch, &mut |hook| {
-        let finite = crate::ops::adamw::square_sum(hook.output.value())?.is_finite();
+        let finite = crate::ops::statistics::square_sum(hook.output.value())?.is_finite();
         if !finite {
             found = Some(hook.layer);
         }

@@ -3,9 +3,11 @@
 mod attention;
 #[path = "../common/mod.rs"]
 mod common;
+mod half;
 mod linear_attention;
 mod losses;
 mod short_convolution;
+mod stabiliser;
 mod streams;
 
 use candle_core::{D, Device, Tensor};

@@ -54,13 +54,6 @@ impl Var {
         self.place.is_some()
     }
 
-    /// The same elements in another shape.
-    pub fn reshape(&self, shape: &[usize]) -> Result<Var> {
-        let old = self.value.shape().clone();
-        let value = self.value.reshape(shape)?;
-        record1(&[self], value, move |g| Ok(vec![Some(g.reshape(old)?)]))
-    }
-
     /// The single element of a scalar.
     pub fn scalar(&self) -> Result<f32> {
         Ok(self.value.to_scalar::<f32>()?)

@@ -7,8 +7,9 @@
 use crate::Result;
 use crate::ops::cpu::simd::{axpy, dot, simd, sum};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
-use candle_core::Tensor;
+use crate::ops::operator::{Operator, apply1, misfit};
+use crate::ops::tape::Var;
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 /// Elements of one task.
@@ -123,26 +124,58 @@ fn add_products(sums: &mut [f32], g: &[f32], x: Option<&[f32]>, inner: usize) {
 
 /// x y with `y` spread over `x`: a gate [B, T, H, 1] on [B, T, H, V], a weight [H, K], the same shape.
 pub fn mul(x: &Var, y: &Var) -> Result<Var> {
-    let spread = Spread::of(x.value().dims(), y.value().dims())?;
-    let product = spread.apply(x.value(), y.value(), |x, y| x * y)?;
-    let (xt, yt) = (x.value().clone(), y.value().clone());
-    let wanted = [x.tracked(), y.tracked()];
-    record1(&[x, y], product, move |g| {
-        let dx = if wanted[0] { Some(spread.apply(&g, &yt, |g, y| g * y)?) } else { None };
-        let dy = if wanted[1] { Some(spread.gather(&g, Some(&xt), yt.dims())?) } else { None };
+    apply1(Product(Spread::of(x.value().dims(), y.value().dims())?), &[x, y])
+}
+
+struct Product(Spread);
+
+impl Operator for Product {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].broadcast_mul(&inputs[1])?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((vec![self.0.apply(&inputs[0], &inputs[1], |x, y| x * y)?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (x, y, g) = (&inputs[0], &inputs[1], &up[0]);
+        let dx = if wanted[0] { Some(self.0.apply(g, y, |g, y| g * y)?) } else { None };
+        let dy = if wanted[1] { Some(self.0.gather(g, Some(x), y.dims())?) } else { None };
         Ok(vec![dx, dy])
-    })
+    }
 }
 
 /// x + y with `y` spread over `x`.
 pub fn add(x: &Var, y: &Var) -> Result<Var> {
-    let spread = Spread::of(x.value().dims(), y.value().dims())?;
-    let sum = spread.apply(x.value(), y.value(), |x, y| x + y)?;
-    let (dims, want) = (y.value().dims().to_vec(), y.tracked());
-    record1(&[x, y], sum, move |g| {
-        let dy = if want { Some(spread.gather(&g, None, &dims)?) } else { None };
-        Ok(vec![Some(g), dy])
-    })
+    let dims = y.value().dims().to_vec();
+    apply1(Sum { spread: Spread::of(x.value().dims(), &dims)?, dims }, &[x, y])
+}
+
+struct Sum {
+    spread: Spread,
+    /// Of the operand that is spread.
+    dims: Vec<usize>,
+}
+
+impl Operator for Sum {
+    type Kept = ();
+    const BACKWARD_READS_INPUTS: bool = false;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].broadcast_add(&inputs[1])?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((vec![self.spread.apply(&inputs[0], &inputs[1], |x, y| x + y)?], ()))
+    }
+
+    fn backward_cpu(&self, _: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let dy = if wanted[1] { Some(self.spread.gather(&up[0], None, &self.dims)?) } else { None };
+        Ok(vec![Some(up[0].clone()), dy])
+    }
 }
 
 /// x weight + bias, each spread over `x` in its own way.
@@ -153,31 +186,76 @@ pub fn affine(x: &Var, weight: Option<&Var>, bias: Option<&Var>) -> Result<Var> 
 
 /// factor x + shift, both constant.
 pub fn scale(x: &Var, factor: f32, shift: f32) -> Result<Var> {
-    let constant = Tensor::new(factor, x.value().device())?;
-    let spread = Spread::of(x.value().dims(), &[])?;
-    let y = spread.apply(x.value(), &constant, |x, factor| factor * x + shift)?;
-    record1(&[x], y, move |g| Ok(vec![Some(spread.apply(&g, &constant, |g, factor| factor * g)?)]))
+    apply1(Scale { factor, shift }, &[x])
+}
+
+struct Scale {
+    factor: f32,
+    shift: f32,
+}
+
+impl Scale {
+    /// f(x, factor) of every element.
+    fn by_factor(&self, x: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+        Spread::of(x.dims(), &[])?.apply(x, &Tensor::new(self.factor, x.device())?, f)
+    }
+}
+
+impl Operator for Scale {
+    type Kept = ();
+    const BACKWARD_READS_INPUTS: bool = false;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].affine(f64::from(self.factor), f64::from(self.shift))?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        let shift = self.shift;
+        Ok((vec![self.by_factor(&inputs[0], |x, factor| factor * x + shift)?], ()))
+    }
+
+    fn backward_cpu(&self, _: &[Tensor], _: (), _: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.by_factor(&up[0], |g, factor| factor * g)?)])
+    }
 }
 
 /// Sums over the last dim of x y, equal shapes: [.., K] -> [.., 1].
 pub fn row_dot(x: &Var, y: &Var) -> Result<Var> {
     let dims = x.value().dims();
     if dims != y.value().dims() || dims.is_empty() {
-        let what = format!("row dot of {dims:?} and {:?}", y.value().dims());
-        return Err(candle_core::Error::Msg(what).into());
+        return misfit(format!("row dot of {dims:?} and {:?}", y.value().dims()));
     }
-    let mut short = dims.to_vec();
-    let inner = short.pop().unwrap_or(1);
-    short.push(1);
-    let spread = Spread { outer: 1, middle: x.value().elem_count() / inner.max(1), inner };
-    let out = spread.gather(x.value(), Some(y.value()), &short)?;
-    let (xt, yt) = (x.value().clone(), y.value().clone());
-    let wanted = [x.tracked(), y.tracked()];
-    record1(&[x, y], out, move |g| {
+    apply1(RowDot, &[x, y])
+}
+
+struct RowDot;
+
+/// Rows as the middle that sums are taken for.
+fn rows(x: &Tensor) -> Spread {
+    let inner = x.dims().last().copied().unwrap_or(1);
+    Spread { outer: 1, middle: x.elem_count() / inner.max(1), inner }
+}
+
+impl Operator for RowDot {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![(&inputs[0] * &inputs[1])?.sum_keepdim(D::Minus1)?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        let mut short = inputs[0].dims().to_vec();
+        short.pop();
+        short.push(1);
+        Ok((vec![rows(&inputs[0]).gather(&inputs[0], Some(&inputs[1]), &short)?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let spread = rows(&inputs[0]);
         let by = |wanted: bool, other: &Tensor| match wanted {
-            true => spread.apply(other, &g, |x, g| x * g).map(Some),
+            true => spread.apply(other, &up[0], |x, g| x * g).map(Some),
             false => Ok(None),
         };
-        Ok(vec![by(wanted[0], &yt)?, by(wanted[1], &xt)?])
-    })
+        Ok(vec![by(wanted[0], &inputs[1])?, by(wanted[1], &inputs[0])?])
+    }
 }

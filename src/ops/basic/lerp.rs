@@ -2,30 +2,57 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{sigmoid, simd};
-use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::cpu::{Output, Slice, gradients_of};
+use crate::ops::formulas;
+use crate::ops::operator::{Operator, apply1, misfit};
+use crate::ops::tape::Var;
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// `w` and `l` [B, T, H, V], `factor` `[H]`.
 pub fn lerp(w: &Var, l: &Var, factor: &Var) -> Result<Var> {
-    let (_, _, heads, width) = w.value().dims4()?;
-    let values = [w, l].map(|x| x.value().clone());
-    let gamma: Vec<f32> = Slice::of(factor.value())?.iter().map(|&f| sigmoid(f)).collect();
-    let o = {
-        let (ws, ls) = (Slice::of(&values[0])?, Slice::of(&values[1])?);
-        let mut o = Output::unwritten(values[0].dims());
+    let (_, _, heads, _) = w.value().dims4()?;
+    if l.value().dims() != w.value().dims() || factor.value().dims() != [heads] {
+        let dims = [w, l, factor].map(|x| x.value().dims().to_vec());
+        return misfit(format!("lerp of {dims:?}"));
+    }
+    apply1(Lerp, &[w, l, factor])
+}
+
+struct Lerp;
+
+/// The share of `w` in each head.
+fn shares(factor: &Tensor) -> Result<Vec<f32>> {
+    Ok(Slice::of(factor)?.iter().map(|&f| sigmoid(f)).collect())
+}
+
+impl Operator for Lerp {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (w, l) = (&inputs[0], &inputs[1]);
+        let share = formulas::sigmoid(&inputs[2])?.unsqueeze(1)?;
+        Ok(vec![(l + (w - l)?.broadcast_mul(&share)?)?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        let (_, _, heads, width) = inputs[0].dims4()?;
+        let gamma = shares(&inputs[2])?;
+        let (ws, ls) = (Slice::of(&inputs[0])?, Slice::of(&inputs[1])?);
+        let mut o = Output::unwritten(inputs[0].dims());
         let rows = o.data().par_chunks_mut(width).zip(ws.par_chunks(width)).zip(ls.par_chunks(width));
         rows.enumerate().with_min_len(256).for_each(|(i, ((o, w), l))| {
             let share = gamma[i % heads];
             simd(|| (0..width).for_each(|j| o[j] = l[j] + share * (w[j] - l[j])));
         });
-        o.tensor()?
-    };
-    let learned = factor.tracked();
-    record1(&[w, l, factor], o, move |g| {
-        let (ws, ls) = (Slice::of(&values[0])?, Slice::of(&values[1])?);
-        let gs = Slice::of(&g)?;
-        let (mut dw, mut dl) = (Output::unwritten(g.dims()), Output::unwritten(g.dims()));
+        Ok((vec![o.tensor()?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (_, _, heads, width) = inputs[0].dims4()?;
+        let gamma = shares(&inputs[2])?;
+        let (ws, ls, gs) = (Slice::of(&inputs[0])?, Slice::of(&inputs[1])?, Slice::of(&up[0])?);
+        let (mut dw, mut dl) = (Output::unwritten(up[0].dims()), Output::unwritten(up[0].dims()));
         let rows = dw.data().par_chunks_mut(width).zip(dl.data().par_chunks_mut(width)).zip(gs.par_chunks(width));
         rows.enumerate().with_min_len(256).for_each(|(i, ((dw, dl), g))| {
             let share = gamma[i % heads];
@@ -37,7 +64,7 @@ pub fn lerp(w: &Var, l: &Var, factor: &Var) -> Result<Var> {
             });
         });
         let mut d_factor = Output::zeros(&[heads]);
-        if learned {
+        if wanted[2] {
             let along = |h: usize| -> f64 {
                 let rows = gs.chunks_exact(width).zip(ws.chunks_exact(width)).zip(ls.chunks_exact(width));
                 let of_head = rows.skip(h).step_by(heads);
@@ -49,6 +76,6 @@ pub fn lerp(w: &Var, l: &Var, factor: &Var) -> Result<Var> {
             let slope = |h: usize| gamma[h] * (1.0 - gamma[h]);
             d_factor.data().par_iter_mut().enumerate().for_each(|(h, d)| *d = slope(h) * along(h) as f32);
         }
-        Ok(vec![Some(dw.tensor()?), Some(dl.tensor()?), Some(d_factor.tensor()?)])
-    })
+        gradients_of(vec![dw, dl, d_factor], wanted)
+    }
 }

@@ -12,7 +12,8 @@ use crate::Result;
 use crate::ops::broadcast::affine;
 use crate::ops::cpu::simd::{dot, simd, sum};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::operator::{Operator, apply1, misfit};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -52,8 +53,30 @@ impl Norm {
         buffer
     }
 
-    fn forward(self, x: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
-        let width = self.width;
+    /// The norm, times a frozen weight as wide as a row.
+    fn apply(self, x: &Var, weight: Option<&Tensor>) -> Result<Var> {
+        match weight {
+            Some(weight) => apply1(self, &[x, &weight.clone().into()]),
+            None => apply1(self, &[x]),
+        }
+    }
+}
+
+impl Operator for Norm {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let rows = inputs[0].reshape(((), self.width))?;
+        let mean = |x: &Tensor, divisor: f64| x.sum_keepdim(1)? / divisor;
+        let rows = if self.centred { rows.broadcast_sub(&mean(&rows, self.width as f64)?)? } else { rows };
+        let size = (mean(&rows.sqr()?, f64::from(self.divisor))? + f64::from(self.eps))?.sqrt()?;
+        let y = rows.broadcast_div(&size)?;
+        let y = if let Some(weight) = inputs.get(1) { y.broadcast_mul(weight)? } else { y };
+        Ok(vec![y.reshape(inputs[0].shape())?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        let (x, weight, width) = (&inputs[0], inputs.get(1), self.width);
         let (xs, ws) = (Slice::of(x)?, weight.map(Slice::of).transpose()?);
         let mut y = Output::unwritten(x.dims());
         y.data().par_chunks_mut(self.task()).zip(xs.par_chunks(self.task())).for_each(|(y, x)| {
@@ -69,12 +92,12 @@ impl Norm {
                 }
             });
         });
-        y.tensor()
+        Ok((vec![y.tensor()?], ()))
     }
 
     /// With s the scale, g the gradient times the weight: dx = s (g - x s^2 (g.x) / divisor), x and g centred.
-    fn backward(self, x: &Tensor, weight: Option<&Tensor>, g: &Tensor) -> Result<Tensor> {
-        let width = self.width;
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (x, weight, g, width) = (&inputs[0], inputs.get(1), &up[0], self.width);
         let (xs, ws, gs) = (Slice::of(x)?, weight.map(Slice::of).transpose()?, Slice::of(g)?);
         let mut dx = Output::unwritten(x.dims());
         let inputs = xs.par_chunks(self.task()).zip(gs.par_chunks(self.task()));
@@ -99,14 +122,9 @@ impl Norm {
                 }
             });
         });
-        dx.tensor()
-    }
-
-    /// The norm, times a frozen weight as wide as a row.
-    fn apply(self, x: &Var, weight: Option<&Tensor>) -> Result<Var> {
-        let y = self.forward(x.value(), weight)?;
-        let (value, weight) = (x.value().clone(), weight.cloned());
-        record1(&[x], y, move |g| Ok(vec![Some(self.backward(&value, weight.as_ref(), &g)?)]))
+        let mut gradients = vec![None; wanted.len()];
+        gradients[0] = Some(dx.tensor()?);
+        Ok(gradients)
     }
 }
 
@@ -115,7 +133,7 @@ fn width(x: &Var, dims: usize) -> Result<usize> {
     let shape = x.value().dims();
     match shape.len().checked_sub(dims) {
         Some(lead) if dims > 0 => Ok(shape[lead..].iter().product::<usize>().max(1)),
-        _ => Err(candle_core::Error::Msg(format!("norm over {dims} dims of {shape:?}")).into()),
+        _ => misfit(format!("norm over {dims} dims of {shape:?}")),
     }
 }
 
@@ -123,8 +141,7 @@ fn width(x: &Var, dims: usize) -> Result<usize> {
 pub fn rms_norm(x: &Var, weight: &Tensor, eps: f64) -> Result<Var> {
     let width = weight.dims1()?;
     if width == 0 || x.value().dims().last() != Some(&width) {
-        let what = format!("rms norm: {:?} by weight [{width}]", x.value().dims());
-        return Err(candle_core::Error::Msg(what).into());
+        return misfit(format!("rms norm: {:?} by weight [{width}]", x.value().dims()));
     }
     Norm { width, centred: false, divisor: width as f32, eps: eps as f32 }.apply(x, Some(weight))
 }

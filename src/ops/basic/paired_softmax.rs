@@ -4,8 +4,11 @@
 use crate::Result;
 use crate::ops::cpu::simd::{dot, exp_minus, max, simd};
 use crate::ops::cpu::{HeadsView, Output, Slice, blocks, matrix::Mat, matrix::MatMut};
-use crate::ops::tape::{Var, record1};
-use candle_core::Tensor;
+use crate::ops::formulas;
+use crate::ops::operator::{Operator, apply1, misfit};
+use crate::ops::per_head_linear;
+use crate::ops::tape::Var;
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -16,37 +19,65 @@ const ROWS: usize = 128;
 
 /// `x` [B, T, H or G, K] (query head h reads kv head h / (H/G)), `w` [H, K, f] -> features [B, T, H, 2f].
 pub fn two_softmaxes(x: &Var, w: &Var) -> Result<Var> {
-    let (batch, tokens, kv_heads, _) = x.value().dims4()?;
-    let (heads, width, half) = w.value().dims3()?;
-    if heads % kv_heads != 0 || x.value().dim(3)? != width {
-        return Err(
-            candle_core::Error::Msg(format!("feature map: {:?} by {:?}", x.value().dims(), w.value().dims())).into()
-        );
+    let (_, _, kv_heads, inner) = x.value().dims4()?;
+    let (heads, width, _) = w.value().dims3()?;
+    if kv_heads == 0 || heads % kv_heads != 0 || inner != width {
+        return misfit(format!("feature map: {:?} by {:?}", x.value().dims(), w.value().dims()));
     }
-    let group = heads / kv_heads;
-    let y = {
-        let (xs, ws) = (HeadsView::of(x.value())?, Slice::of(w.value())?);
-        let mut y = Output::unwritten(&[batch, tokens, heads, 2 * half]);
-        let at = y.pointer();
-        each_block(batch, tokens, |b, r| {
-            for h in 0..heads {
-                // SAFETY: rows r of batch row b belong to this task.
-                let mut out = unsafe {
-                    at.rows(((b * tokens + r.start) * heads + h) * 2 * half, r.len(), 2 * half, heads * 2 * half)
-                };
-                let mut left = unsafe {
-                    at.rows(((b * tokens + r.start) * heads + h) * 2 * half, r.len(), half, heads * 2 * half)
-                };
-                let w = Mat::new(&ws[h * width * half..][..width * half], width, half);
-                left.product(1.0, xs.head(b, h / group, r.clone()), w, 0.0);
-                simd(|| (0..r.len()).for_each(|i| activate(out.row(i), half)));
-            }
-        });
-        y.tensor()?
-    };
-    let (x_value, w_value, features) = (x.value().clone(), w.value().clone(), y.clone());
-    let wanted = [x.tracked(), w.tracked()];
-    record1(&[x, w], y, move |g| backward(&x_value, &w_value, &features, wanted, &g))
+    apply1(TwoSoftmaxes, &[x, w])
+}
+
+struct TwoSoftmaxes;
+
+impl Operator for TwoSoftmaxes {
+    /// The features.
+    type Kept = Tensor;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let y = per_head_linear::by_formula(&inputs[0], &inputs[1])?;
+        let half = |y: &Tensor| {
+            let p = formulas::softmax(y)?;
+            formulas::replace(&p, &p.le(f64::from(FLOOR))?, f64::from(FLOOR))
+        };
+        Ok(vec![Tensor::cat(&[half(&y)?, half(&y.neg()?)?], D::Minus1)?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, Tensor)> {
+        let (batch, tokens, kv_heads, _) = inputs[0].dims4()?;
+        let (heads, width, half) = inputs[1].dims3()?;
+        let group = heads / kv_heads;
+        let y = {
+            let (xs, ws) = (HeadsView::of(&inputs[0])?, Slice::of(&inputs[1])?);
+            let mut y = Output::unwritten(&[batch, tokens, heads, 2 * half]);
+            let at = y.pointer();
+            each_block(batch, tokens, |b, r| {
+                for h in 0..heads {
+                    // SAFETY: rows r of batch row b belong to this task.
+                    let mut out = unsafe {
+                        at.rows(((b * tokens + r.start) * heads + h) * 2 * half, r.len(), 2 * half, heads * 2 * half)
+                    };
+                    let mut left = unsafe {
+                        at.rows(((b * tokens + r.start) * heads + h) * 2 * half, r.len(), half, heads * 2 * half)
+                    };
+                    let w = Mat::new(&ws[h * width * half..][..width * half], width, half);
+                    left.product(1.0, xs.head(b, h / group, r.clone()), w, 0.0);
+                    simd(|| (0..r.len()).for_each(|i| activate(out.row(i), half)));
+                }
+            });
+            y.tensor()?
+        };
+        Ok((vec![y.clone()], y))
+    }
+
+    fn backward_cpu(
+        &self,
+        inputs: &[Tensor],
+        features: Tensor,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
+        backward(&inputs[0], &inputs[1], &features, wanted, &up[0])
+    }
 }
 
 /// [y, _] -> [softmax(y), softmax(-y)].
@@ -87,7 +118,7 @@ fn each_block(batch: usize, tokens: usize, f: impl Fn(usize, Range<usize>) + Syn
     (0..batch).into_par_iter().for_each(|b| blocks(tokens, ROWS).for_each(|r| f(b, r)));
 }
 
-fn backward(x: &Tensor, w: &Tensor, features: &Tensor, wanted: [bool; 2], g: &Tensor) -> Result<Vec<Option<Tensor>>> {
+fn backward(x: &Tensor, w: &Tensor, features: &Tensor, wanted: &[bool], g: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let (batch, tokens, kv_heads, width) = x.dims4()?;
     let (heads, _, half) = w.dims3()?;
     let group = heads / kv_heads;

@@ -10,7 +10,8 @@
 use crate::Result;
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::operator::{Operator, apply1};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -53,38 +54,22 @@ impl Polynomial {
         self.linear.map_or(0, |_| 1 + self.width) + self.width * (self.width + 1) / 2
     }
 
-    fn apply(self, x: &Var) -> Result<Var> {
-        let mut dims = x.value().dims().to_vec();
+    /// Shape of the features of `x`.
+    fn dims(self, x: &Tensor) -> Vec<usize> {
+        let mut dims = x.dims().to_vec();
         dims.pop();
         dims.push(self.features());
-        let y = {
-            let xs = Slice::of(x.value())?;
-            let mut y = Output::unwritten(&dims);
-            let rows = y.data().par_chunks_mut(ROWS * self.features()).zip(xs.par_chunks(ROWS * self.width));
-            rows.for_each(|(y, x)| {
-                simd(|| {
-                    let rows = y.chunks_exact_mut(self.features()).zip(x.chunks_exact(self.width));
-                    rows.for_each(|(y, x)| self.row(x, y));
-                });
-            });
-            y.tensor()?
-        };
-        let value = x.value().clone();
-        record1(&[x], y, move |g| Ok(vec![Some(self.backward(&value, &g)?)]))
+        dims
     }
 
-    fn backward(self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-        let (xs, gs) = (Slice::of(x)?, Slice::of(g)?);
-        let mut dx = Output::unwritten(x.dims());
-        let inputs = xs.par_chunks(ROWS * self.width).zip(gs.par_chunks(ROWS * self.features()));
-        dx.data().par_chunks_mut(ROWS * self.width).zip(inputs).for_each(|(dx, (x, g))| {
-            simd(|| {
-                let inputs = x.chunks_exact(self.width).zip(g.chunks_exact(self.features()));
-                let rows = dx.chunks_exact_mut(self.width).zip(inputs);
-                rows.for_each(|(dx, (x, g))| self.row_backward(x, g, dx));
-            });
-        });
-        dx.tensor()
+    fn apply(self, x: &Var) -> Result<Var> {
+        apply1(self, &[x])
+    }
+
+    /// The pairs i < j, row by row.
+    fn pairs(self) -> (Vec<u32>, Vec<u32>) {
+        let width = self.width as u32;
+        (0..width).flat_map(|i| (i + 1..width).map(move |j| (i, j))).unzip()
     }
 
     #[inline(always)]
@@ -123,5 +108,51 @@ impl Polynomial {
             axpy(&mut dx[i + 1..], self.cross * x[i], row);
             cross = rest;
         }
+    }
+}
+
+impl Operator for Polynomial {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let x = inputs[0].reshape(((), self.width))?;
+        let mut parts = vec![];
+        if let Some(linear) = self.linear {
+            parts.extend([x.narrow(1, 0, 1)?.ones_like()?, (&x * f64::from(linear))?]);
+        }
+        parts.push((x.sqr()? * f64::from(self.square))?);
+        if self.width > 1 {
+            let (i, j) = self.pairs();
+            let pick = |columns: Vec<u32>| x.index_select(&Tensor::new(columns, x.device())?, 1);
+            parts.push(((pick(i)? * pick(j)?)? * f64::from(self.cross))?);
+        }
+        Ok(vec![Tensor::cat(&parts, 1)?.reshape(self.dims(&inputs[0]))?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        let xs = Slice::of(&inputs[0])?;
+        let mut y = Output::unwritten(&self.dims(&inputs[0]));
+        let rows = y.data().par_chunks_mut(ROWS * self.features()).zip(xs.par_chunks(ROWS * self.width));
+        rows.for_each(|(y, x)| {
+            simd(|| {
+                let rows = y.chunks_exact_mut(self.features()).zip(x.chunks_exact(self.width));
+                rows.for_each(|(y, x)| self.row(x, y));
+            });
+        });
+        Ok((vec![y.tensor()?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), _: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (xs, gs) = (Slice::of(&inputs[0])?, Slice::of(&up[0])?);
+        let mut dx = Output::unwritten(inputs[0].dims());
+        let inputs = xs.par_chunks(ROWS * self.width).zip(gs.par_chunks(ROWS * self.features()));
+        dx.data().par_chunks_mut(ROWS * self.width).zip(inputs).for_each(|(dx, (x, g))| {
+            simd(|| {
+                let inputs = x.chunks_exact(self.width).zip(g.chunks_exact(self.features()));
+                let rows = dx.chunks_exact_mut(self.width).zip(inputs);
+                rows.for_each(|(dx, (x, g))| self.row_backward(x, g, dx));
+            });
+        });
+        Ok(vec![Some(dx.tensor()?)])
     }
 }

@@ -6,7 +6,8 @@ use crate::Result;
 use crate::ops::Documents;
 use crate::ops::cpu::simd::simd;
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::operator::{Operator, apply1, misfit};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -17,6 +18,12 @@ pub struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+}
+
+impl Angles {
+    fn rows(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
 }
 
 /// The inverse frequencies of a model.
@@ -62,18 +69,47 @@ impl Rotary {
 
 /// `x` [B, T, H, K] rotated by its positions.
 pub fn rope(x: &Var, angles: &Arc<Angles>) -> Result<Var> {
-    let y = rotate(x.value(), angles, 1.0)?;
-    let angles = angles.clone();
-    record1(&[x], y, move |g| Ok(vec![Some(rotate(&g, &angles, -1.0)?)]))
+    let (b, t, _, k) = x.value().dims4()?;
+    let (half, rows) = (angles.half, angles.rows());
+    if k < 2 * half || ![t, b * t].contains(&rows) {
+        return misfit(format!("rope: {:?} against {rows} positions of {half}", x.value().dims()));
+    }
+    apply1(Rope(angles.clone()), &[x])
+}
+
+struct Rope(Arc<Angles>);
+
+impl Operator for Rope {
+    type Kept = ();
+    const BACKWARD_READS_INPUTS: bool = false;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, half) = (&inputs[0], self.0.half);
+        let (_, tokens, _, width) = x.dims4()?;
+        let of_positions = |values: &[f32]| {
+            let all = Tensor::from_slice(values, ((), tokens, 1, half), x.device())?;
+            all.to_dtype(x.dtype())
+        };
+        let (cos, sin) = (of_positions(&self.0.cos)?, of_positions(&self.0.sin)?);
+        let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+        let turned_a = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let turned_b = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        let rest = x.narrow(3, 2 * half, width - 2 * half)?;
+        Ok(vec![Tensor::cat(&[turned_a, turned_b, rest], 3)?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((vec![rotate(&inputs[0], &self.0, 1.0)?], ()))
+    }
+
+    fn backward_cpu(&self, _: &[Tensor], _: (), _: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(rotate(&up[0], &self.0, -1.0)?)])
+    }
 }
 
 fn rotate(x: &Tensor, angles: &Angles, sign: f32) -> Result<Tensor> {
-    let (b, t, h, k) = x.dims4()?;
-    let half = angles.half;
-    let rows = angles.cos.len() / half.max(1);
-    if k < 2 * half || ![t, b * t].contains(&rows) {
-        return Err(candle_core::Error::Msg(format!("rope: {:?} against {rows} positions of {half}", x.dims())).into());
-    }
+    let (_, _, h, k) = x.dims4()?;
+    let (half, rows) = (angles.half, angles.rows());
     let xs = Slice::of(x)?;
     let mut y = Output::unwritten(x.dims());
     y.data().par_chunks_mut(h * k).zip(xs.par_chunks(h * k)).enumerate().for_each(|(row, (y, x))| {

@@ -3,8 +3,11 @@
 use crate::Result;
 use crate::ops::cpu::simd::{Kernel, dot, exp_minus, max, simd};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::formulas;
+use crate::ops::operator::{Operator, apply1};
+use crate::ops::tape::Var;
 use crate::ops::unary::{Unary, unary};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Elements of one task, roughly.
@@ -12,27 +15,43 @@ const BLOCK: usize = 1 << 12;
 
 /// `x` [.., K] -> [.., K]. What `floor` raised passes no gradient.
 pub fn softmax(x: &Var, floor: Option<f32>) -> Result<Var> {
-    let y = unclamped(x)?;
+    let y = apply1(Softmax, &[x])?;
     floor.map_or_else(|| Ok(y.clone()), |min| unary(&y, Unary::Clamp { min, max: f32::INFINITY }))
 }
 
-fn unclamped(x: &Var) -> Result<Var> {
-    let dims = x.value().dims();
-    let width = dims.last().copied().unwrap_or(1).max(1);
-    let task = width * (BLOCK / width).max(1);
-    let y = {
-        let xs = Slice::of(x.value())?;
-        let mut y = Output::unwritten(dims);
+struct Softmax;
+
+/// Elements of a row and of a task.
+fn sizes(x: &Tensor) -> (usize, usize) {
+    let width = x.dims().last().copied().unwrap_or(1).max(1);
+    (width, width * (BLOCK / width).max(1))
+}
+
+impl Operator for Softmax {
+    /// Of the forward pass, the output alone.
+    type Kept = Tensor;
+    const BACKWARD_READS_INPUTS: bool = false;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![formulas::softmax(&inputs[0])?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, Tensor)> {
+        let (width, task) = sizes(&inputs[0]);
+        let xs = Slice::of(&inputs[0])?;
+        let mut y = Output::unwritten(inputs[0].dims());
         y.data().par_chunks_mut(task).zip(xs.par_chunks(task)).for_each(|(y, x)| {
             y.copy_from_slice(x);
             simd(Rows { y, width });
         });
-        y.tensor()?
-    };
-    let value = y.clone();
-    record1(&[x], y, move |g| {
-        let (ys, gs) = (Slice::of(&value)?, Slice::of(&g)?);
-        let mut dx = Output::unwritten(value.dims());
+        let y = y.tensor()?;
+        Ok((vec![y.clone()], y))
+    }
+
+    fn backward_cpu(&self, _: &[Tensor], y: Tensor, _: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (width, task) = sizes(&y);
+        let (ys, gs) = (Slice::of(&y)?, Slice::of(&up[0])?);
+        let mut dx = Output::unwritten(y.dims());
         let tasks = dx.data().par_chunks_mut(task).zip(ys.par_chunks(task)).zip(gs.par_chunks(task));
         tasks.for_each(|((dx, y), g)| {
             simd(|| {
@@ -45,7 +64,7 @@ fn unclamped(x: &Var) -> Result<Var> {
             });
         });
         Ok(vec![Some(dx.tensor()?)])
-    })
+    }
 }
 
 /// Rows that become their softmax.

@@ -8,10 +8,13 @@
 //! one with decay lf and weights e^i would carry. Sequential, one number per token and state; in f64 inside a call.
 
 use crate::Result;
-use crate::ops::cpu::{HeadsView, Output, Slice};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of};
 use crate::ops::documents::Documents;
-use crate::ops::tape::{Var, record};
+use crate::ops::formulas;
+use crate::ops::operator::{Operator, apply, misfit};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What [`stabilise`] returns; zero at padding.
@@ -36,15 +39,88 @@ pub fn stabilise(forget: &Var, input: &Var, before: &Var, documents: &Arc<Docume
         && (documents.batch(), documents.tokens()) == (batch, tokens);
     if !fits {
         let shapes = [forget, input, before].map(|x| x.value().dims().to_vec());
-        return Err(candle_core::Error::Msg(format!("stabiliser of {shapes:?}, {documents:?}")).into());
+        return misfit(format!("stabiliser of {shapes:?}, {documents:?}"));
     }
-    let inputs = [forget, input, before];
-    let values = inputs.map(|x| x.value().clone());
-    let outputs = forward(&values, documents)?;
-    let (weight, documents) = (outputs[1].clone(), documents.clone());
-    let vars = record(&inputs, outputs, move |g| backward(&values, &weight, &documents, g))?;
+    let vars = apply(Stabiliser(Arc::clone(documents)), &[forget, input, before])?;
     let [gate, weight, maximum, last] = vars.try_into().ok().expect("four outputs");
     Ok(Stabilised { gate, weight, maximum, last })
+}
+
+struct Stabiliser(Arc<Documents>);
+
+impl Operator for Stabiliser {
+    /// w.
+    type Kept = Tensor;
+    const F32_FROM: usize = 2;
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        by_formula(inputs, &self.0)
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, Tensor)> {
+        let outputs = forward(inputs, &self.0)?;
+        let weight = outputs[1].clone();
+        Ok((outputs, weight))
+    }
+
+    fn backward_cpu(
+        &self,
+        inputs: &[Tensor],
+        weight: Tensor,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
+        gradients_of(backward(inputs, &weight, &self.0, up)?, wanted)
+    }
+}
+
+/// Tokens with `f` of (token, the documents of its row), [B, T, 1] of 0 and 1.
+fn mask(documents: &Documents, x: &Tensor, f: impl Fn(usize, &[Range<usize>]) -> bool) -> Result<Tensor> {
+    let (batch, tokens, states) = x.dims3()?;
+    let of_row = |row: usize| documents.row(row);
+    let all = (0..batch).flat_map(|row| (0..tokens).map(move |t| (row, t)));
+    let all: Vec<u8> = all.map(|(row, t)| u8::from(f(t, of_row(row)))).collect();
+    Ok(Tensor::from_vec(all, (batch, tokens, 1), x.device())?.broadcast_as((batch, tokens, states))?.contiguous()?)
+}
+
+/// max(x, y), whose gradient goes to x where they are equal.
+fn larger(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    Ok(x.ge(y)?.where_cond(x, y)?)
+}
+
+/// Every token is a map m -> max(m + a, b); a run of tokens is such a map too, so that the maps from the first token to
+/// each come from log2(T) rounds in which runs of twice the length are put together. No sum of gates is ever subtracted.
+fn by_formula(x: &[Tensor], documents: &Documents) -> Result<Vec<Tensor>> {
+    let dtype = x[0].dtype();
+    let [forget, input, before] = [x[0].squeeze(3)?, x[1].squeeze(3)?, x[2].clone()].map(|x| formulas::wide(&x));
+    let (forget, input, before) = (forget?, input?, before?);
+    let (tokens, infinity) = (forget.dim(1)?, f64::NEG_INFINITY);
+    let padding = mask(documents, &forget, |t, row| !row.iter().any(|d| d.contains(&t)))?;
+    let starts = mask(documents, &forget, |t, row| row.iter().skip(1).any(|d| d.start == t && !d.is_empty()))?;
+    let (forget, input) = (formulas::replace(&forget, &padding, 0.0)?, formulas::replace(&input, &padding, 0.0)?);
+    // Padding leaves m as it is; the first token of a later document finds 0, whatever there was.
+    let mut a = formulas::replace(&forget, &starts, infinity)?;
+    let mut b = formulas::replace(&starts.where_cond(&larger(&forget, &input)?, &input)?, &padding, infinity)?;
+    let mut run = 1;
+    while run < tokens {
+        let earlier = |x: &Tensor, fill: f64| {
+            let first = x.narrow(1, 0, run)?.zeros_like()?.affine(1.0, fill)?;
+            Tensor::cat(&[&first, &x.narrow(1, 0, tokens - run)?], 1)
+        };
+        b = larger(&(earlier(&b, infinity)? + &a)?, &b)?;
+        a = (earlier(&a, 0.0)? + &a)?;
+        run *= 2;
+    }
+    let before = before.unsqueeze(1)?;
+    let after = larger(&a.broadcast_add(&before)?, &b)?;
+    let previous = Tensor::cat(&[&before, &after], 1)?;
+    let last = previous.narrow(1, tokens, 1)?.squeeze(1)?;
+    let previous = formulas::replace(&previous.narrow(1, 0, tokens)?.contiguous()?, &starts, 0.0)?;
+    let kept = (forget + previous)?;
+    let maximum = larger(&kept, &input)?;
+    let outputs = [(kept - &maximum)?, (input - &maximum)?.exp()?, maximum];
+    let outputs = outputs.iter().map(|y| Ok(formulas::replace(y, &padding, 0.0)?.unsqueeze(3)?.to_dtype(dtype)?));
+    outputs.chain([Ok(last.to_dtype(dtype)?)]).collect()
 }
 
 /// Runs through the tokens of one state in order: document, token, `forget`, `input`, maximum before and after.
@@ -71,7 +147,7 @@ fn walk(
     m
 }
 
-fn forward(x: &[Tensor; 3], documents: &Documents) -> Result<Vec<Tensor>> {
+fn forward(x: &[Tensor], documents: &Documents) -> Result<Vec<Tensor>> {
     let (forget, input, before) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, Slice::of(&x[2])?);
     let (states, tokens) = (forget.heads, forget.tokens);
     let [mut gate, mut weight, mut maximum] = [0; 3].map(|_| Output::padded(x[0].dims(), documents));
@@ -91,23 +167,12 @@ fn forward(x: &[Tensor; 3], documents: &Documents) -> Result<Vec<Tensor>> {
 
 /// With M_t the whole gradient of m_t, backward over tokens: M_t = dm_t - dg_t - w_t dw_t + (what t + 1 passes on), of
 /// which the larger argument takes all; lf_t and m_{t-1} also take dg_t, i_t takes w_t dw_t.
-fn backward(
-    x: &[Tensor; 3],
-    weight: &Tensor,
-    documents: &Documents,
-    g: Vec<Option<Tensor>>,
-) -> Result<Vec<Option<Tensor>>> {
+fn backward(x: &[Tensor], weight: &Tensor, documents: &Documents, up: &[Tensor]) -> Result<Vec<Output>> {
     let (forget, input, before) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, Slice::of(&x[2])?);
     let (states, tokens) = (forget.heads, forget.tokens);
-    let dims = [x[0].dims(), x[0].dims(), x[0].dims(), x[2].dims()];
-    let up: Vec<Tensor> = g
-        .into_iter()
-        .zip(dims)
-        .map(|(g, dims)| g.map_or_else(|| Output::zeros(dims).tensor(), Ok))
-        .collect::<Result<_>>()?;
     let (dg, dw, dm, d_last) = (Slice::of(&up[0])?, Slice::of(&up[1])?, Slice::of(&up[2])?, Slice::of(&up[3])?);
     let weight = Slice::of(weight)?;
-    let [mut d_forget, mut d_input, mut d_before] = x.each_ref().map(|x| Output::zeros(x.dims()));
+    let [mut d_forget, mut d_input, mut d_before] = [0, 1, 2].map(|i| Output::zeros(x[i].dims()));
     let mut steps = vec![];
     for (row, &before) in before.iter().enumerate() {
         let (b, n) = (row / states, row % states);
@@ -131,5 +196,5 @@ fn backward(
         // Without a document nothing stands between the maximum before and after; the first one begins from it.
         d_before.data()[row] = if later == 0 { carried as f32 } else { 0.0 };
     }
-    Ok(vec![Some(d_forget.tensor()?), Some(d_input.tensor()?), Some(d_before.tensor()?)])
+    Ok(vec![d_forget, d_input, d_before])
 }

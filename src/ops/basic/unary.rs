@@ -3,7 +3,9 @@
 use crate::Result;
 use crate::ops::cpu::simd::{Kernel, erf, exp_to_zero, ln, ln_1p, logistic, simd, tanh};
 use crate::ops::cpu::{Output, Slice};
-use crate::ops::tape::{Var, record1};
+use crate::ops::formulas;
+use crate::ops::operator::{Operator, apply1};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -50,10 +52,94 @@ pub enum Unary {
 
 /// f(x), any shape.
 pub fn unary(x: &Var, f: Unary) -> Result<Var> {
-    let y = run(x.value(), None, f)?;
-    let value = x.value().clone();
-    record1(&[x], y, move |g| Ok(vec![Some(run(&value, Some(&g), f)?)]))
+    apply1(f, &[x])
 }
+
+impl Operator for Unary {
+    type Kept = ();
+
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![by_formula(&inputs[0], *self)?])
+    }
+
+    fn forward_cpu(&self, inputs: &[Tensor], _: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((vec![run(&inputs[0], None, *self)?], ()))
+    }
+
+    fn backward_cpu(&self, inputs: &[Tensor], _: (), _: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(run(&inputs[0], Some(&up[0]), *self)?)])
+    }
+}
+
+fn by_formula(x: &Tensor, f: Unary) -> Result<Tensor> {
+    let y = match f {
+        Unary::Sigmoid => formulas::sigmoid(x)?,
+        Unary::LogSigmoid => softplus_formula(&x.neg()?)?.neg()?,
+        Unary::Softplus => softplus_formula(x)?,
+        Unary::Silu => formulas::silu(x)?,
+        Unary::Gelu => (x * (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?)?,
+        Unary::GeluTanh => {
+            // Far out the sigmoid has reached its limits, and its argument would overflow.
+            let near = keep_within(x, -20.0, 20.0)?;
+            let cubic = near.sqr()?.affine(f64::from(SLOPE * CUBE), f64::from(SLOPE))?;
+            (x * formulas::sigmoid(&(near * cubic)?)?)?
+        }
+        Unary::Relu => formulas::replace(x, &x.le(0.0)?, 0.0)?,
+        Unary::ReluSquared => formulas::replace(x, &x.le(0.0)?, 0.0)?.sqr()?,
+        Unary::EluPlusOne => {
+            let below = formulas::replace(x, &x.ge(0.0)?, 0.0)?;
+            (formulas::replace(x, &x.lt(0.0)?, 0.0)? + below.exp()?)?
+        }
+        Unary::Exp => {
+            let y = formulas::replace(x, &x.gt(MAX_EXPONENT)?, MAX_EXPONENT)?.exp()?;
+            formulas::replace(&y, &x.lt(MIN_EXPONENT)?, 0.0)?
+        }
+        Unary::OneMinusExp => one_minus_exp_formula(x)?,
+        Unary::Ln => x.log()?,
+        Unary::Tanh => x.tanh()?,
+        Unary::Square => x.sqr()?,
+        Unary::Reciprocal => x.recip()?,
+        Unary::Clamp { min, max } => keep_within(x, f64::from(min), f64::from(max))?,
+    };
+    Ok(y)
+}
+
+/// Between them e^x is a normal f32.
+const MIN_EXPONENT: f64 = -87.33654;
+const MAX_EXPONENT: f64 = 88.37626;
+
+/// candle's clamp halves the gradient at the bounds.
+fn keep_within(x: &Tensor, min: f64, max: f64) -> Result<Tensor> {
+    let x = formulas::replace(x, &x.lt(min)?, min)?;
+    formulas::replace(&x, &x.gt(max)?, max)
+}
+
+/// max(x, 0) + ln(1 + e), e = e^-|x|; the logarithm as the series of 2 artanh(e / (2 + e)), exact however small e is.
+fn softplus_formula(x: &Tensor) -> Result<Tensor> {
+    let e = x.abs()?.neg()?.exp()?;
+    let z = (&e / (&e + 2.0)?)?;
+    let square = z.sqr()?;
+    let mut series = square.affine(0.0, 2.0 / 17.0)?;
+    for odd in [15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        series = ((series * &square)? + 2.0 / odd)?;
+    }
+    Ok((formulas::replace(x, &x.lt(0.0)?, 0.0)? + (series * z)?)?)
+}
+
+/// Near 0 by the Taylor series, as the kernel does.
+fn one_minus_exp_formula(x: &Tensor) -> Result<Tensor> {
+    let near = x.abs()?.lt(0.5)?;
+    let small = formulas::replace(x, &near.eq(0u8)?, 0.0)?;
+    let mut p = small.affine(0.0, TAYLOR[0])?;
+    for factor in &TAYLOR[1..] {
+        p = ((p * &small)? + *factor)?;
+    }
+    let far = formulas::replace(x, &near, 0.0)?.exp()?.affine(-1.0, 1.0)?;
+    Ok(near.where_cond(&(small * p)?.neg()?, &far)?)
+}
+
+/// 1 / n! of n from 7 to 1.
+const TAYLOR: [f64; 7] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0];
 
 /// f(x), or f'(x) g.
 fn run(x: &Tensor, g: Option<&Tensor>, f: Unary) -> Result<Tensor> {

@@ -239,6 +239,12 @@ impl OutputPointer {
     }
 }
 
+/// The gradients that a kernel has written, without those that nobody wants.
+pub(crate) fn gradients_of(found: Vec<Output>, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+    let keep = |(found, want): (Output, &bool)| if *want { found.tensor().map(Some) } else { Ok(None) };
+    found.into_iter().zip(wanted).map(keep).collect()
+}
+
 /// `n` zeros in a buffer that is kept.
 pub fn zeroed(buffer: &mut Vec<f32>, n: usize) {
     buffer.clear();

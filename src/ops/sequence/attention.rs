@@ -14,8 +14,8 @@
 use crate::ops::Documents;
 use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, Span, placed};
 use crate::ops::cpu::simd::{axpy, dot, exp_minus, max, simd, sum, tanh};
-use crate::ops::cpu::{Groups, HeadsView, Output, Slice, matrix::Mat, matrix::MatMut};
-use crate::ops::operator::{Operator, apply, on_device};
+use crate::ops::cpu::{Groups, HeadsView, Output, Slice, gradients_of, matrix::Mat, matrix::MatMut};
+use crate::ops::operator::{Operator, apply, no_formula, on_device};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -180,7 +180,6 @@ fn scores(q: Mat, k: &HeadsView, (b, g): (usize, usize), keys: &Keys, scale: f32
 }
 
 impl Operator for Attention {
-    const NAME: &'static str = "attention";
     /// m of every row.
     type Kept = Vec<f32>;
 
@@ -227,7 +226,13 @@ impl Operator for Attention {
 
     /// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
     /// own share, minus the sum of that row, goes to the key that attains it.
-    fn backward_cpu(&self, x: &[Tensor], maxima: Vec<f32>, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(
+        &self,
+        x: &[Tensor],
+        maxima: Vec<f32>,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
         let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
         let (dnum, dden) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
         let (width, kv) = (q.width, self.groups.kv_heads);
@@ -308,7 +313,7 @@ impl Operator for Attention {
                 }
             }
         });
-        Ok(vec![dq, dk, dv])
+        gradients_of(vec![dq, dk, dv], wanted)
     }
 }
 
@@ -323,7 +328,7 @@ pub fn attention_step(
     scores: impl Into<Scores>,
 ) -> Result<(Tensor, Tensor)> {
     let scores = scores.into();
-    on_device(Attention::NAME, q, || attention_step_cpu([q, k, v], mask, documents, past, scores))
+    on_device(q, || attention_step_cpu([q, k, v], mask, documents, past, scores), no_formula)
 }
 
 fn attention_step_cpu(

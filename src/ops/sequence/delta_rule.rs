@@ -20,7 +20,7 @@ use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, 
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::triangular::{solve, solve_transposed};
-use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use crate::ops::tape::Var;
@@ -160,7 +160,6 @@ struct Kept {
 }
 
 impl Operator for DeltaRule {
-    const NAME: &'static str = "the delta rule";
     type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
@@ -198,7 +197,7 @@ impl Operator for DeltaRule {
     /// With R the gradient of the state after a chunk: dy = A^T do + (k e^(G_C - G)) R, w = (I + diag(beta) M)^-T dy,
     /// e = beta w; dv = e, dbeta = w.u, dM = -e y^T, and k has one gradient as what is read and one as what is written:
     /// dG = q dq + k dk_read - k dk_write. R = e^(G_C) R + (q e^G)^T do - (k e^G)^T e.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
@@ -282,6 +281,6 @@ impl Operator for DeltaRule {
             put_rows(unsafe { self.0.rows(at[1], kv_heads, (b, g), tokens, kw) }, dk_read, first);
         };
         self.0.backward(&d_state, &kept.states, at[STATE], begin, chunk);
-        Ok(grads)
+        gradients_of(grads, wanted)
     }
 }

@@ -20,7 +20,7 @@ use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, 
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::simd;
 use crate::ops::cpu::triangular::{solve, solve_transposed};
-use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
 use crate::ops::tape::Var;
@@ -143,7 +143,6 @@ struct Kept {
 }
 
 impl Operator for Dplr {
-    const NAME: &'static str = "diagonal plus low rank";
     type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
@@ -184,7 +183,7 @@ impl Operator for Dplr {
     /// With R the gradient of the state after a chunk: dy = A_qb^T do + (b e^(G_C - G)) R and w = (I - A_ab)^-T dy is the
     /// gradient of the right-hand side; dv = A_qk^T do + (k e^(G_C - G)) R + A_ak^T w, dA_ab = w y^T, dA_ak = w v^T, and
     /// R = e^(G_C) R + (q e^G)^T do + (a e^Gx)^T w. dG = q dq - k dk - b db, and a da for Gx.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
@@ -270,6 +269,6 @@ impl Operator for Dplr {
             }
         };
         self.0.backward(&d_state, &kept.states, at[STATE], begin, chunk);
-        Ok(grads)
+        gradients_of(grads, wanted)
     }
 }

@@ -12,7 +12,7 @@ use crate::ops::Documents;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, triple};
-use crate::ops::cpu::{HeadsView, Output, Slice, zeroed};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, take_last, take_next};
 use crate::ops::tape::Var;
@@ -119,7 +119,6 @@ struct Kept {
 }
 
 impl Operator for GatedLinearAttention {
-    const NAME: &'static str = "gated linear attention";
     type Kept = Kept;
 
     fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
@@ -156,7 +155,7 @@ impl Operator for GatedLinearAttention {
 
     /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
     /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.sizes;
         let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
         let views = self.views(x)?;
@@ -233,7 +232,7 @@ impl Operator for GatedLinearAttention {
             bonus_parts.data().chunks_exact(heads * kw).for_each(|part| axpy(bonus.data(), 1.0, part));
             grads.push(bonus);
         }
-        Ok(grads)
+        gradients_of(grads, wanted)
     }
 }
 

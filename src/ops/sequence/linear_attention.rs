@@ -14,7 +14,7 @@ use crate::ops::Documents;
 use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, placed};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, sum};
-use crate::ops::cpu::{Groups, HeadsView, Output, OutputPointer, Slice};
+use crate::ops::cpu::{Groups, HeadsView, Output, OutputPointer, Slice, gradients_of};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, keep_next, take_last, take_next};
 use crate::ops::tape::Var;
@@ -165,7 +165,6 @@ struct Kept {
 }
 
 impl Operator for CausalLinearAttention {
-    const NAME: &'static str = "linear attention";
     type Kept = Kept;
 
     fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
@@ -235,7 +234,13 @@ impl Operator for CausalLinearAttention {
     /// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
     /// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum,
     /// r += A^T dden. Later documents of a row begin with nothing: no gradient passes to the state before them.
-    fn backward_cpu(&self, inputs: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(
+        &self,
+        inputs: &[Tensor],
+        kept: Kept,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
         let Self { groups: Groups { heads, .. }, features, value_width, .. } = *self;
         let size = self.state();
         let (dnum, dden) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
@@ -327,7 +332,7 @@ impl Operator for CausalLinearAttention {
                 }
             }
         });
-        Ok(out)
+        gradients_of(out, wanted)
     }
 }
 

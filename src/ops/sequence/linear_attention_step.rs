@@ -4,7 +4,7 @@ use crate::Result;
 use crate::ops::Documents;
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::{HeadsView, Output, Slice};
-use crate::ops::operator::on_device;
+use crate::ops::operator::{no_formula, on_device};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -29,7 +29,7 @@ pub fn linear_attention_step(
     normaliser: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
     let step = || linear_attention_step_cpu(a, entering, documents, state, normaliser);
-    on_device("linear attention's step", state, step)
+    on_device(state, step, no_formula)
 }
 
 fn linear_attention_step_cpu(

@@ -4,7 +4,7 @@
 use crate::Result;
 use crate::ops::cpu::simd::{axpy, exp, simd, triple};
 use crate::ops::cpu::{HeadsView, Output, Sharing, Slice};
-use crate::ops::operator::on_device;
+use crate::ops::operator::{no_formula, on_device};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -30,7 +30,7 @@ pub struct Token<'a> {
 
 /// o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
 pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
-    on_device("a recurrence's step", state, || recurrent_step_cpu(token, state))
+    on_device(state, || recurrent_step_cpu(token, state), no_formula)
 }
 
 fn recurrent_step_cpu(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {

@@ -10,7 +10,7 @@
 
 use crate::ops::Documents;
 use crate::ops::cpu::simd::{axpy, sigmoid, simd};
-use crate::ops::cpu::{Output, OutputPointer, Slice};
+use crate::ops::cpu::{Output, OutputPointer, Slice, gradients_of};
 use crate::ops::operator::{Operator, apply};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
@@ -189,7 +189,6 @@ pub fn short_convolution(
 }
 
 impl Operator for ShortConvolution {
-    const NAME: &'static str = "short convolution";
     type Kept = ();
 
     fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
@@ -221,7 +220,7 @@ impl Operator for ShortConvolution {
 
     /// With u the sum before the activation and du = dy f'(u): dweight_nj = sum_t du_tn x_{t-(W-1)+j, n},
     /// dbias_n = sum_t du_tn, dx_sn = sum_j weight_nj du_{s+(W-1)-j, n}, and the tail's gradient where an input is kept.
-    fn backward_cpu(&self, x: &[Tensor], (): (), _wanted: &[bool], up: &[Tensor]) -> Result<Vec<Output>> {
+    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
         let inputs = Inputs::of(self, x)?;
         let (channels, taps) = (self.channels, self.taps);
         let (dy, dtail) = (Slice::of(&up[0])?, Slice::of(&up[1])?);
@@ -294,7 +293,7 @@ impl Operator for ShortConvolution {
         let mut grads = vec![dx, dweight];
         grads.extend(self.bias.map(|_| dbias));
         grads.extend(self.before.map(|_| dbefore));
-        Ok(grads)
+        gradients_of(grads, wanted)
     }
 }
 

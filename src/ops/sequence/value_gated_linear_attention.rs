@@ -19,8 +19,8 @@ use crate::ops::cpu::decay::values::column_terms;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, exp, simd};
-use crate::ops::cpu::{HeadsView, Output, Sharing, Slice, zeroed};
-use crate::ops::operator::{Operator, apply, on_device};
+use crate::ops::cpu::{HeadsView, Output, Sharing, Slice, gradients_of, zeroed};
+use crate::ops::operator::{Operator, apply, no_formula, on_device};
 use crate::ops::recurrence::{PerState, Place, Sizes};
 use crate::ops::tape::Var;
 use candle_core::Tensor;
@@ -91,7 +91,6 @@ impl<'a> Views<'a> {
 }
 
 impl Operator for ValueGated {
-    const NAME: &'static str = "linear attention with gated values";
     /// The state before every chunk, o, and the state after the last.
     type Kept = (PerState, [Tensor; 2]);
 
@@ -127,9 +126,9 @@ impl Operator for ValueGated {
         &self,
         x: &[Tensor],
         (states, [o, after]): Self::Kept,
-        _wanted: &[bool],
+        wanted: &[bool],
         up: &[Tensor],
-    ) -> Result<Vec<Output>> {
+    ) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
@@ -179,13 +178,13 @@ impl Operator for ValueGated {
                 put_rows(unsafe { self.0.rows(at[2], kv_heads, (b, g), rows, vw) }, dv, first);
             };
         self.0.backward(&d_state, &states, at[STATE], begin, chunk);
-        Ok(grads)
+        gradients_of(grads, wanted)
     }
 }
 
 /// One token, T = 1, without gradients: o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
 pub fn value_gated_step(qkv: (&Tensor, &Tensor, &Tensor), gate: &Tensor, state: &Tensor) -> Result<(Tensor, Tensor)> {
-    on_device(ValueGated::NAME, state, || value_gated_step_cpu(qkv, gate, state))
+    on_device(state, || value_gated_step_cpu(qkv, gate, state), no_formula)
 }
 
 fn value_gated_step_cpu(

@@ -1,10 +1,11 @@
 //! The calibration of one layer, head by head.
 
 use super::{CALIBRATE, LayerCalibration, Match};
+use crate::checkpoint::values;
 use crate::mixer::{Branches, CalibrationParam, CalibrationUpdate, Granularity, LayerInputs, Mixer, Params};
 use crate::ops::statistics::{head_products, minus};
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 
 /// Most that a layer's output is multiplied by for its size.
@@ -137,7 +138,7 @@ impl Layer<'_> {
     /// The window's share of every head's output, where it is a learned one.
     fn shares(&self, heads: usize) -> Result<Vec<Option<f64>>> {
         let Some(name) = self.mixer.window_gate() else { return Ok(vec![None; heads]) };
-        let logits = self.tensors[name].to_vec1::<f32>()?;
+        let logits = values(&self.tensors[name])?;
         Ok(logits.into_iter().map(|x| Some(1.0 / (1.0 + f64::from(-x).exp()))).collect())
     }
 
@@ -207,13 +208,13 @@ impl Layer<'_> {
     /// New values of a tensor from old ones; `parts` equal runs of its elements belong to as many heads.
     fn change(&mut self, name: &str, parts: usize, new: &dyn Fn(usize, f32) -> f32) -> Result<()> {
         let tensor = &self.tensors[name];
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let values = values(tensor)?;
         if parts == 0 || !values.len().is_multiple_of(parts) {
             return Err(Error::Internal(format!("`{name}` {:?} has no part for each of {parts} heads", tensor.dims())));
         }
         let run = values.len() / parts;
         let changed: Vec<f32> = values.iter().enumerate().map(|(i, &old)| new(i / run, old)).collect();
-        let tensor = Tensor::from_vec(changed, tensor.dims(), &Device::Cpu)?;
+        let tensor = Tensor::from_vec(changed, tensor.dims(), tensor.device())?;
         self.tensors.insert(name.into(), tensor);
         Ok(())
     }
