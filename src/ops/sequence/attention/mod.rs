@@ -11,20 +11,23 @@
 //! There m_i changes the function, so its gradient is kept: it flows to the first key that attains the maximum.
 //! Padding gives 0 and 0. Time is linear in T unless the span is all keys.
 
+mod cpu;
+
 use crate::ops::Documents;
-use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, Span, placed};
-use crate::ops::cpu::simd::{axpy, dot, exp_minus, max, simd, sum, tanh};
-use crate::ops::cpu::{Groups, HeadsView, Output, Slice, gradients_of, matrix::Mat, matrix::MatMut};
-use crate::ops::operator::{Operator, apply, no_formula, on_device};
+use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, Span};
+use crate::ops::cpu::Groups;
+use crate::ops::layout::gather::{mask, widened};
+use crate::ops::operator::{Operator, apply, on_device};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
-use candle_core::Tensor;
-use rayon::prelude::*;
+use candle_core::{D, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Query rows of one tile.
-const TILE: usize = 64;
+/// Queries whose scores the formula has at a time, and its score of a key that a query does not see: with any real score
+/// it is still finite.
+pub(crate) const QUERIES: usize = 256;
+pub(crate) const UNSEEN: f64 = -1e38;
 
 /// How scores are made of q.k.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,25 +43,6 @@ impl From<f32> for Scores {
     }
 }
 
-impl Scores {
-    /// The caps of scores that are scaled already.
-    #[inline(always)]
-    pub(crate) fn limit(self, scores: &mut [f32]) {
-        if let Some(cap) = self.cap {
-            scores.iter_mut().for_each(|s| *s = cap * tanh(*s / cap));
-        }
-    }
-
-    /// Derivatives of capped scores by what was capped.
-    #[inline(always)]
-    fn slopes(self, scores: &[f32], slopes: &mut Vec<f32>) {
-        slopes.clear();
-        if let Some(cap) = self.cap {
-            slopes.extend(scores.iter().map(|s| 1.0 - (s / cap) * (s / cap)));
-        }
-    }
-}
-
 /// Sizes of one call, and what its queries see. Its inputs are q, k, v.
 struct Attention {
     groups: Groups,
@@ -70,20 +54,6 @@ struct Attention {
     documents: Arc<Documents>,
     past: KvLayout,
     scores: Scores,
-}
-
-impl Attention {
-    fn tiles(&self, batch: usize) -> impl Iterator<Item = (SequenceChunk, Keys)> + '_ {
-        self.past.tiles(&self.documents, batch, TILE).map(|tile| {
-            let keys = Keys::of(self.mask, &tile);
-            (tile, keys)
-        })
-    }
-
-    /// Index of (batch row, query, head) in a `[B, Tq, H]` tensor.
-    fn at(&self, batch: usize, query: usize, head: usize) -> usize {
-        (batch * self.queries + query) * self.groups.heads + head
-    }
 }
 
 /// Keys that the queries of a tile see, side by side in the order of their positions: sinks, then spans.
@@ -131,51 +101,38 @@ pub fn attention(
     past: &KvLayout,
     scores: impl Into<Scores>,
 ) -> Result<(Var, Var)> {
-    let (batch, queries, heads, _) = q.value().dims4()?;
-    let (_, keys, kv_heads, value_width) = v.value().dims4()?;
-    if heads % kv_heads != 0 || k.value().dim(1)? != keys {
-        let what = format!("attention: q {:?}, k {:?}, v {:?}", q.value().dims(), k.value().dims(), v.value().dims());
-        return Err(Error::Internal(what));
-    }
-    check(mask, documents, past, [batch, queries, keys])?;
-    let call = Attention {
-        groups: Groups { batch, heads, kv_heads },
-        queries,
-        keys,
-        value_width,
-        mask,
-        documents: documents.clone(),
-        past: past.clone(),
-        scores: scores.into(),
-    };
+    let call = Attention::of([q, k, v].map(Var::value), mask, documents, past, scores.into())?;
     let mut outputs = apply(call, &[q, k, v])?;
     let den = outputs.pop().expect("two outputs");
     Ok((outputs.pop().expect("two outputs"), den))
 }
 
-/// Every query sees its own key, and the past holds what queries see of it.
-fn check(
-    mask: AttentionMask,
-    documents: &Documents,
-    past: &KvLayout,
-    [batch, queries, keys]: [usize; 3],
-) -> Result<()> {
-    if matches!(mask.span, Span::Sliding { size: 0 } | Span::Block { size: 0, .. }) {
-        return Err(Error::Internal(format!("attention: {mask:?} sees nothing")));
-    }
-    if (documents.batch(), documents.tokens()) != (batch, queries) {
-        return Err(Error::Internal(format!("attention: {batch} rows of {queries} queries, {documents:?}")));
-    }
-    let all_sinks = mask.sinks <= past.sink_tokens;
-    past.check(documents, keys, |seen| if all_sinks { mask.first(seen) } else { 0 })
-}
-
-/// Scores of a tile: row r holds s_ij for the tile's keys, those that it does not see zeroed later.
-fn scores(q: Mat, k: &HeadsView, (b, g): (usize, usize), keys: &Keys, scale: f32, buffer: &mut Vec<f32>) {
-    buffer.resize(q.rows * keys.count, 0.0);
-    for (place, run) in placed(&keys.runs) {
-        let mut all = MatMut::new(buffer, q.rows, keys.count);
-        all.block(0..q.rows, place).product(scale, q, k.head(b, g, run).t(), 0.0);
+impl Attention {
+    /// Of inputs that fit together: every query sees its own key, and the past holds what queries see of it.
+    fn of(
+        [q, k, v]: [&Tensor; 3],
+        mask: AttentionMask,
+        documents: &Arc<Documents>,
+        past: &KvLayout,
+        scores: Scores,
+    ) -> Result<Self> {
+        let (batch, queries, heads, _) = q.dims4()?;
+        let (_, keys, kv_heads, value_width) = v.dims4()?;
+        if heads % kv_heads != 0 || k.dim(1)? != keys {
+            let what = format!("attention: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
+            return Err(Error::Internal(what));
+        }
+        if matches!(mask.span, Span::Sliding { size: 0 } | Span::Block { size: 0, .. }) {
+            return Err(Error::Internal(format!("attention: {mask:?} sees nothing")));
+        }
+        if (documents.batch(), documents.tokens()) != (batch, queries) {
+            return Err(Error::Internal(format!("attention: {batch} rows of {queries} queries, {documents:?}")));
+        }
+        let all_sinks = mask.sinks <= past.sink_tokens;
+        past.check(documents, keys, |seen| if all_sinks { mask.first(seen) } else { 0 })?;
+        let groups = Groups { batch, heads, kv_heads };
+        let (documents, past) = (documents.clone(), past.clone());
+        Ok(Attention { groups, queries, keys, value_width, mask, documents, past, scores })
     }
 }
 
@@ -183,137 +140,119 @@ impl Operator for Attention {
     /// m of every row.
     type Kept = Vec<f32>;
 
-    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Vec<f32>)> {
-        let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
-        let rows = [self.groups.batch, self.queries, self.groups.heads];
-        let width = self.value_width;
-        let mut num = Output::padded(&[rows[0], rows[1], rows[2], width], &self.documents);
-        let (mut den, mut maxima) = (Output::padded(&rows, &self.documents), Output::padded(&rows, &self.documents));
-        let (num_at, den_at, max_at) = (num.pointer(), den.pointer(), maxima.pointer());
-        self.groups.tasks().for_each_init(Vec::new, |buffer, (b, g)| {
-            for h in self.groups.heads_of(g) {
-                for (tile, keys) in self.tiles(b) {
-                    scores(q.head(b, h, tile.tokens.clone()), &k, (b, g), &keys, self.scores.scale, buffer);
-                    simd(|| {
-                        self.scores.limit(buffer);
-                        for (r, row) in buffer.chunks_exact_mut(keys.count).enumerate() {
-                            let [sinks, span] = keys.seen(r);
-                            row[sinks.end..span.start].fill(0.0);
-                            row[span.end..].fill(0.0);
-                            let (a, b_max) = (max(&row[sinks.clone()]), max(&row[span.clone()]));
-                            let m = if a > b_max || a.is_nan() { a } else { b_max };
-                            let at = self.at(b, tile.tokens.start + r, h);
-                            // SAFETY: (b, query, h) belongs to this task alone.
-                            unsafe {
-                                max_at.slice(at, 1)[0] = m;
-                                den_at.slice(at, 1)[0] = exp_minus(&mut row[sinks], m) + exp_minus(&mut row[span], m);
-                            }
-                        }
-                    });
-                    let start = self.at(b, tile.tokens.start, h) * width;
-                    // SAFETY: rows of head h of this task's batch row.
-                    let mut out = unsafe { num_at.rows(start, tile.tokens.len(), width, self.groups.heads * width) };
-                    let weights = Mat::new(buffer, out.rows, keys.count);
-                    for (place, run) in placed(&keys.runs) {
-                        let beta = if place.start == 0 { 0.0 } else { 1.0 };
-                        out.product(1.0, weights.block(0..weights.rows, place), v.head(b, g, run), beta);
-                    }
-                }
-            }
-        });
-        Ok((vec![num.tensor()?, den.tensor()?], maxima.data().to_vec()))
+    const F32_FROM: usize = 1;
+
+    /// In blocks of [`QUERIES`] queries, each over the key columns that one of them sees.
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        let visible = self.visible();
+        let (mut nums, mut dens) = (vec![], vec![]);
+        for from in (0..self.queries).step_by(QUERIES) {
+            let block = from..(from + QUERIES).min(self.queries);
+            let [num, den] = self.block(x, &visible, block)?;
+            nums.push(num);
+            dens.push(den);
+        }
+        if nums.is_empty() {
+            let Groups { batch, heads, .. } = self.groups;
+            let zeros = |shape: &[usize]| Tensor::zeros(shape, x[0].dtype(), x[0].device());
+            return Ok(vec![zeros(&[batch, 0, heads, self.value_width])?, zeros(&[batch, 0, heads])?]);
+        }
+        Ok(vec![Tensor::cat(&nums, 1)?, Tensor::cat(&dens, 1)?])
     }
 
-    /// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
-    /// own share, minus the sum of that row, goes to the key that attains it.
+    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
+        self.forward(x, keep)
+    }
+
     fn backward_cpu(
         &self,
         x: &[Tensor],
-        maxima: Vec<f32>,
+        kept: Self::Kept,
         wanted: &[bool],
         up: &[Tensor],
     ) -> Result<Vec<Option<Tensor>>> {
-        let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
-        let (dnum, dden) = (HeadsView::of(&up[0])?, Slice::of(&up[1])?);
-        let (width, kv) = (q.width, self.groups.kv_heads);
-        let mut dq = Output::padded(x[0].dims(), &self.documents);
-        let mut dk = Output::zeros(x[1].dims());
-        let mut dv = Output::zeros(x[2].dims());
-        let (dq_at, dk_at, dv_at) = (dq.pointer(), dk.pointer(), dv.pointer());
-        self.groups.tasks().for_each_init(Default::default, |buffers: &mut [Vec<f32>; 3], (b, g)| {
-            let [weights, ds, slopes] = buffers;
-            for h in self.groups.heads_of(g) {
-                for (tile, keys) in self.tiles(b) {
-                    let (rows, n) = (tile.tokens.len(), keys.count);
-                    let q_rows = q.head(b, h, tile.tokens.clone());
-                    let dnum_rows = dnum.head(b, h, tile.tokens.clone());
-                    scores(q_rows, &k, (b, g), &keys, self.scores.scale, weights);
-                    if wanted[0] || wanted[1] {
-                        scores(dnum_rows, &v, (b, g), &keys, 1.0, ds);
-                    }
-                    simd(|| {
-                        self.scores.limit(weights);
-                        self.scores.slopes(weights, slopes);
-                        for r in 0..rows {
-                            let [sinks, span] = keys.seen(r);
-                            let at = self.at(b, tile.tokens.start + r, h);
-                            let row = &mut weights[r * n..][..n];
-                            row[sinks.end..span.start].fill(0.0);
-                            row[span.end..].fill(0.0);
-                            let m = maxima[at];
-                            let peak = |part: &Range<usize>| {
-                                Some(part.start + row[part.clone()].iter().position(|&s| s == m)?)
-                            };
-                            let peak = peak(&sinks).or_else(|| peak(&span)).unwrap_or(span.start);
-                            exp_minus(&mut row[sinks.clone()], m);
-                            exp_minus(&mut row[span.clone()], m);
-                            if wanted[0] || wanted[1] {
-                                let d = &mut ds[r * n..][..n];
-                                d[sinks.end..span.start].fill(0.0);
-                                d[span.end..].fill(0.0);
-                                let extra = dden[at];
-                                let mut total = 0.0;
-                                for part in [sinks, span] {
-                                    let d = &mut d[part.clone()];
-                                    for (d, p) in d.iter_mut().zip(&row[part]) {
-                                        *d = (*d + extra) * p;
-                                    }
-                                    total += sum(d);
-                                }
-                                d[peak] -= total;
-                            }
-                        }
-                        ds.iter_mut().zip(slopes.iter()).for_each(|(d, slope)| *d *= slope);
-                    });
-                    let p = Mat::new(weights, rows, n);
-                    for (place, run) in placed(&keys.runs) {
-                        let (m, first) = (run.len(), (b * self.keys + run.start) * kv + g);
-                        // SAFETY: dq rows of head h, dk and dv rows of kv head g: this task's alone.
-                        unsafe {
-                            if wanted[2] {
-                                let mut dv = dv_at.rows(first * v.width, m, v.width, kv * v.width);
-                                dv.product(1.0, p.block(0..rows, place.clone()).t(), dnum_rows, 1.0);
-                            }
-                            if !(wanted[0] || wanted[1]) {
-                                continue;
-                            }
-                            let d = Mat::new(ds, rows, n).block(0..rows, place.clone());
-                            if wanted[0] {
-                                let start = self.at(b, tile.tokens.start, h) * width;
-                                let mut dq = dq_at.rows(start, rows, width, self.groups.heads * width);
-                                let beta = if place.start == 0 { 0.0 } else { 1.0 };
-                                dq.product(self.scores.scale, d, k.head(b, g, run), beta);
-                            }
-                            if wanted[1] {
-                                let mut dk = dk_at.rows(first * width, m, width, kv * width);
-                                dk.product(self.scores.scale, d.t(), q_rows, 1.0);
-                            }
-                        }
-                    }
-                }
+        self.backward(x, kept, wanted, up)
+    }
+}
+
+/// The runs of key columns that a query sees, for every query of a row.
+type Visible = Vec<Vec<Range<usize>>>;
+
+impl Attention {
+    /// Of every row; of one if all are alike.
+    fn visible(&self) -> Vec<Visible> {
+        let (documents, past) = (&self.documents, &self.past);
+        let alike = |row: usize| documents.row(row) == documents.row(0) && past.seen[row] == past.seen[0];
+        let rows = if (0..self.groups.batch).all(alike) { self.groups.batch.min(1) } else { self.groups.batch };
+        let of_row = |row: usize| {
+            let mut runs = vec![vec![]; self.queries];
+            for tile in past.tiles(documents, row, 1) {
+                runs[tile.tokens.start] = Keys::of(self.mask, &tile).runs;
             }
-        });
-        gradients_of(vec![dq, dk, dv], wanted)
+            runs
+        };
+        (0..rows).map(of_row).collect()
+    }
+
+    /// Numerator [B, n, H, V] and denominator [B, n, H] of the queries of a block.
+    fn block(&self, x: &[Tensor], visible: &[Visible], block: Range<usize>) -> Result<[Tensor; 2]> {
+        let Groups { batch, heads, kv_heads } = self.groups;
+        let (n, group, width) = (block.len(), heads / kv_heads, self.value_width);
+        let (dtype, device) = (x[0].dtype(), x[0].device());
+        let mut used = vec![false; self.keys];
+        let runs = || visible.iter().flat_map(|row| &row[block.clone()]);
+        runs().flatten().for_each(|run| used[run.clone()].fill(true));
+        let columns: Vec<usize> = (0..self.keys).filter(|&c| used[c]).collect();
+        let (Some(&first), Some(&last)) = (columns.first(), columns.last()) else {
+            let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, device);
+            return Ok([zeros(&[batch, n, heads, width])?, zeros(&[batch, n, heads])?]);
+        };
+        let m = columns.len();
+        // [B, G, m, _] of keys and values, [B, G, n R, _] of queries.
+        let of_keys = |x: &Tensor| -> Result<Tensor> {
+            let x = if last + 1 - first == m {
+                x.narrow(1, first, m)?
+            } else {
+                let index: Vec<u32> = columns.iter().map(|&c| c as u32).collect();
+                x.index_select(&Tensor::from_vec(index, m, device)?, 1)?
+            };
+            Ok(x.transpose(1, 2)?.contiguous()?)
+        };
+        let (k, v) = (of_keys(&x[1])?, of_keys(&x[2])?);
+        let q = x[0].narrow(1, block.start, n)?.reshape((batch, n, kv_heads, group, k.dim(3)?))?;
+        let q = q.transpose(1, 2)?.contiguous()?.reshape((batch, kv_heads, n * group, k.dim(3)?))?;
+
+        let mut place = vec![0; self.keys];
+        columns.iter().enumerate().for_each(|(i, &c)| place[c] = i);
+        let mut seen = vec![false; visible.len() * n * m];
+        for (row, runs) in seen.chunks_exact_mut(m).zip(runs()) {
+            runs.iter().for_each(|run| row[place[run.start]..place[run.end - 1] + 1].fill(true));
+        }
+        let seen = mask(seen, &[visible.len(), 1, n, 1, m], device)?;
+        let weights = self.weights(&q.matmul(&k.t()?)?.reshape((batch, kv_heads, n, group, m))?, &seen)?;
+
+        let back = |x: Tensor, width: usize| -> Result<Tensor> {
+            let x = x.reshape((batch, kv_heads, n, group * width))?.transpose(1, 2)?.contiguous()?;
+            Ok(x.reshape((batch, n, heads, width))?)
+        };
+        let num = weights.reshape((batch, kv_heads, n * group, m))?.matmul(&v)?;
+        Ok([back(num, width)?, back(weights.sum(D::Minus1)?, 1)?.squeeze(3)?])
+    }
+
+    /// exp(s - m) of the products q.k, zero where a query does not see the key.
+    fn weights(&self, products: &Tensor, seen: &Tensor) -> Result<Tensor> {
+        let Scores { scale, cap } = self.scores;
+        let mut scores = (products * f64::from(scale))?;
+        if let Some(cap) = cap.map(f64::from) {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
+        let seen = seen.broadcast_as(scores.shape())?;
+        let unseen = (scores.zeros_like()? + UNSEEN)?;
+        let scores = seen.where_cond(&scores, &unseen)?;
+        // Picked by its place, so that one key alone has the maximum's gradient.
+        let maximum = scores.gather(&scores.argmax_keepdim(D::Minus1)?, D::Minus1)?;
+        let weights = scores.broadcast_sub(&maximum)?.exp()?;
+        Ok(seen.where_cond(&weights, &weights.zeros_like()?)?)
     }
 }
 
@@ -323,48 +262,18 @@ pub fn attention_step(
     k: &Tensor,
     v: &Tensor,
     mask: AttentionMask,
-    documents: &Documents,
+    documents: &Arc<Documents>,
     past: &KvLayout,
     scores: impl Into<Scores>,
 ) -> Result<(Tensor, Tensor)> {
-    let scores = scores.into();
-    on_device(q, || attention_step_cpu([q, k, v], mask, documents, past, scores), no_formula)
-}
-
-fn attention_step_cpu(
-    [q, k, v]: [&Tensor; 3],
-    mask: AttentionMask,
-    documents: &Documents,
-    past: &KvLayout,
-    how: Scores,
-) -> Result<(Tensor, Tensor)> {
-    let (q, k, v) = (HeadsView::of(q)?, HeadsView::of(k)?, HeadsView::of(v)?);
-    check(mask, documents, past, [q.batch, 1, k.tokens])?;
-    let group = q.heads / k.heads;
-    let mut num = Output::zeros(&[q.batch, 1, q.heads, v.width]);
-    let mut den = Output::zeros(&[q.batch, 1, q.heads]);
-    let tasks = num.data().par_chunks_mut(v.width).zip(den.data().par_iter_mut()).enumerate();
-    tasks.for_each_init(Vec::new, |scores, (i, (num, den))| {
-        let (b, h) = (i / q.heads, i % q.heads);
-        let Some(tile) = past.tiles(documents, b, 1).next() else { return };
-        let keys = Keys::of(mask, &tile);
-        let query = q.head(b, h, 0..1).row(0);
-        simd(|| {
-            scores.clear();
-            for run in &keys.runs {
-                let keys = k.head(b, h / group, run.clone());
-                scores.extend((0..run.len()).map(|j| how.scale * dot(query, keys.row(j))));
-            }
-            how.limit(scores);
-            let m = max(scores);
-            *den = exp_minus(scores, m);
-            for (place, run) in placed(&keys.runs) {
-                let values = v.head(b, h / group, run);
-                for (j, p) in scores[place].iter().enumerate() {
-                    axpy(num, *p, values.row(j));
-                }
-            }
-        });
-    });
-    Ok((num.tensor()?, den.tensor()?))
+    let (scores, dtype) = (scores.into(), q.dtype());
+    let call = Attention::of([q, k, v], mask, documents, past, scores)?;
+    let x = [widened(q)?, widened(k)?, widened(v)?];
+    let formula = || {
+        let mut outputs = call.formula(&x)?;
+        let den = outputs.pop().expect("two outputs");
+        Ok((outputs.pop().expect("two outputs"), den))
+    };
+    let (num, den) = on_device(q, || call.step(&x), formula)?;
+    Ok((num.to_dtype(dtype)?, den))
 }
