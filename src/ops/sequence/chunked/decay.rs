@@ -45,7 +45,7 @@ fn halves(x: &Tensor, s: usize) -> Result<(Tensor, Tensor)> {
 impl Decay {
     /// Of log gates [Z, C, 1, w].
     pub fn of(gates: &Tensor) -> Result<Self> {
-        let (_, size, _, _) = gates.dims4()?;
+        let size = gates.dim(1)?;
         // Of every run of s tokens: sums up to each token, sums behind each, [Z, C, ..], and of all, [Z, C / s, ..].
         let (mut prefix, mut suffix, mut total) = (gates.clone(), gates.zeros_like()?, gates.clone());
         let (mut levels, mut s) = (vec![], 1);
@@ -59,7 +59,8 @@ impl Decay {
             total = (first + second)?.squeeze(2)?;
             s *= 2;
         }
-        Ok(Decay { levels, start: prefix.exp()?, end: suffix.exp()?, keep: total.exp()?.squeeze(1)?.squeeze(1)? })
+        let keep = total.exp()?.squeeze(1)?.squeeze(1)?;
+        Ok(Decay { levels, start: prefix.exp()?, end: suffix.exp()?, keep })
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn per_state(x: &Tensor, states: usize, chunks: usize) -> Result<Tens
     Ok(x.reshape((batch * states * chunks, size, share, width))?)
 }
 
-/// What a chunk does to the state S [K, V]: S = keep S + write + removal^T y, with y = known + through S.
+/// What a chunk does to the state S [K, V]: S = keep S + write + removal^T y, with y = solved (known + through S).
 pub(crate) struct Moves {
     /// [Z, K or 1, V or 1]; None: all of it.
     pub keep: Option<Tensor>,
@@ -122,6 +122,8 @@ pub(crate) struct Moves {
 
 /// What tokens read of a state that they change: y [Z, C, V].
 pub(crate) struct Correction {
+    /// [Z, C, C]
+    pub solved: Tensor,
     /// [Z, C, V]
     pub known: Tensor,
     /// [Z, C, K]
@@ -154,7 +156,10 @@ impl Chunks {
         let keep = moves.keep.as_ref().map(parts).transpose()?;
         let write = moves.write.as_ref().map(parts).transpose()?;
         let correction = match &moves.correction {
-            Some(c) => Some([parts(&c.known)?, parts(&c.through)?, parts(&c.removal.transpose(1, 2)?.contiguous()?)?]),
+            Some(c) => {
+                let removal = c.removal.transpose(1, 2)?.contiguous()?;
+                Some([parts(&c.solved)?, parts(&c.known)?, parts(&c.through)?, parts(&removal)?])
+            }
             None => None,
         };
         let mut state = before.reshape((dims.0 * dims.1, dims.2, dims.3))?;
@@ -169,8 +174,8 @@ impl Chunks {
             if let Some(write) = &write {
                 after = (after + &write[n])?;
             }
-            if let Some([known, through, removal]) = &correction {
-                let y = (&known[n] + through[n].matmul(&state)?)?;
+            if let Some([solved, known, through, removal]) = &correction {
+                let y = solved[n].matmul(&(&known[n] + through[n].matmul(&state)?)?)?;
                 after = (after + removal[n].matmul(&y)?)?;
                 reads.push(y);
             }

@@ -74,10 +74,12 @@ impl Operator for DeltaRule {
         let gate = x.get(GATE).map(|g| Decay::of(&chunks.split(g, n)?)).transpose()?;
         let decay = gate.as_ref();
         let write = k.broadcast_mul(&beta)?;
-        let solved = inverse(&products(decay, Read::Decayed, &k, &write)?, &k)?;
-        let through = solved.matmul(&flat(&from_start(decay, Read::Decayed, &k)?)?)?.neg()?;
-        let correction =
-            Correction { known: solved.matmul(&flat(&v)?)?, through, removal: flat(&to_end(decay, &write)?)? };
+        let correction = Correction {
+            solved: inverse(&products(decay, Read::Decayed, &k, &write)?, &k)?,
+            known: flat(&v)?,
+            through: flat(&from_start(decay, Read::Decayed, &k)?)?.neg()?,
+            removal: flat(&to_end(decay, &write)?)?,
+        };
         let moves = Moves {
             keep: gate.as_ref().map(|g| g.keep.unsqueeze(2)).transpose()?,
             write: None,

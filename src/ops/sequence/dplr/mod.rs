@@ -72,11 +72,10 @@ impl Operator for Dplr {
         let gate = x.get(GATE).map(|g| Decay::of(&chunks.split(g, n)?)).transpose()?;
         let (decay, values) = (gate.as_ref(), flat(&v)?);
         let nothing = a.narrow(3, 0, 1)?.zeros_like()?;
-        let solved = inverse(&products(decay, Read::Before, &a.neg()?, &b)?, &a)?;
-        let earlier = assemble(&products(decay, Read::Before, &a, &k)?, &nothing)?.matmul(&values)?;
         let correction = Correction {
-            known: solved.matmul(&earlier)?,
-            through: solved.matmul(&flat(&from_start(decay, Read::Before, &a)?)?)?,
+            solved: inverse(&products(decay, Read::Before, &a.neg()?, &b)?, &a)?,
+            known: assemble(&products(decay, Read::Before, &a, &k)?, &nothing)?.matmul(&values)?,
+            through: flat(&from_start(decay, Read::Before, &a)?)?,
             removal: flat(&to_end(decay, &b)?)?,
         };
         let moves = Moves {
