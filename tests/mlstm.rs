@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use common::{compare, difference, random};
 use std::sync::Arc;
 use subquad::Result;
@@ -134,7 +134,7 @@ fn cut_anywhere_and_token_by_token() {
         let (inputs, memory) = call(&x);
         mlstm(inputs, &memory, EPS as f32, &Documents::whole(2, n)).unwrap()
     };
-    let start = Memory::zero(2, 2, 8, 6).unwrap();
+    let start = Memory::zero(2, 2, 8, 6, &Device::Cpu).unwrap();
     let (whole, end) = run(0, tokens, &start);
     let same = |what: &str, o: &Tensor, memory: &Memory| {
         assert!(difference(o, whole.value()) < TOLERANCE, "{what}");

@@ -179,7 +179,7 @@ impl<'a> StatefulOps<'a> {
             (Some(sums), Some(maximum)) => Memory { sums, maximum },
             _ => {
                 let (batch, _, states, _) = x.forget.value().dims4()?;
-                Memory::zero(batch, states, x.k.value().dim(3)?, x.v.value().dim(3)?)?
+                Memory::zero(batch, states, x.k.value().dim(3)?, x.v.value().dim(3)?, x.v.value().device())?
             }
         };
         let (h, after) = if self.one_token() {

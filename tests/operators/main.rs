@@ -1,6 +1,7 @@
 //! The shared suite: every fast operator against its definition, outputs and the gradients of all inputs.
 
 mod attention;
+mod bf16;
 #[path = "../common/mod.rs"]
 mod common;
 mod half;

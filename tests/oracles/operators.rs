@@ -182,7 +182,7 @@ fn matrix_memory() {
                 let sums = concat_last(&[x.get("initial_c"), &x.per_head("initial_n")?])?;
                 Memory { sums, maximum: x.get("initial_m").clone() }
             } else {
-                Memory::zero(1, HEADS, k.value().dim(3)?, v.value().dim(3)?)?
+                Memory::zero(1, HEADS, k.value().dim(3)?, v.value().dim(3)?, v.value().device())?
             };
             let inputs = Inputs { q: &q, k: &k, v: &v, forget: &forget, input: &input };
             let (o, after) = mlstm(inputs, &before, 1e-6, &whole())?;

@@ -14,8 +14,10 @@
 
 use crate::ops::Documents;
 use crate::ops::cpu::{HeadsView, Output};
+use crate::ops::layout::gather::Gather;
+use crate::ops::operator::on_device;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::ops::Range;
 
 /// The recent keys that a query sees.
@@ -122,18 +124,49 @@ impl KvLayout {
     /// The columns that `after` (of [`KvLayout::after`]) describes, from the `keys` [B, past + T, G, K] of this call;
     /// columns that hold nothing are zero.
     pub fn carry(&self, keys: &Tensor, documents: &Documents, after: &KvLayout) -> Result<Tensor> {
+        let formula = || self.carry_formula(keys, documents, after);
+        if keys.dtype() != DType::F32 {
+            return formula();
+        }
+        on_device(keys, || self.carry_cpu(keys, documents, after), formula)
+    }
+
+    /// Of a row: every column of `after` that holds something, and the column that it comes from.
+    fn carried(
+        &self,
+        documents: &Documents,
+        after: &KvLayout,
+        row: usize,
+    ) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let last = documents.row(row).len().saturating_sub(1);
+        let (old, new) = (self.columns_of(documents, row, last), after.past_columns(row));
+        let seen = after.seen[row];
+        let window_tokens = seen.saturating_sub(after.window_tokens).max(after.sink_tokens)..seen;
+        (0..after.sink_tokens.min(seen)).chain(window_tokens).map(move |position| {
+            let column = |columns: KeyColumns| columns.of(position..position + 1).next().map_or(0, |c| c.start);
+            (column(new), column(old))
+        })
+    }
+
+    fn carry_formula(&self, keys: &Tensor, documents: &Documents, after: &KvLayout) -> Result<Tensor> {
+        let (batch, columns, heads, width) = keys.dims4()?;
+        let mut from = vec![None; batch * after.columns()];
+        for row in 0..batch {
+            for (target, source) in self.carried(documents, after, row) {
+                from[row * after.columns() + target] = Some(row * columns + source);
+            }
+        }
+        let kept = Gather::new(batch * columns, &from, keys.device())?.of(keys)?;
+        Ok(kept.reshape((batch, after.columns(), heads, width))?)
+    }
+
+    fn carry_cpu(&self, keys: &Tensor, documents: &Documents, after: &KvLayout) -> Result<Tensor> {
         let from = HeadsView::of(keys)?;
         let mut to = Output::zeros(&[from.batch, after.columns(), from.heads, from.width]);
         let width = from.heads * from.width;
         let rows = to.data().chunks_exact_mut((after.columns() * width).max(1));
         for (row, to) in rows.enumerate() {
-            let last = documents.row(row).len().saturating_sub(1);
-            let (old, new) = (self.columns_of(documents, row, last), after.past_columns(row));
-            let seen = after.seen[row];
-            let window_tokens = seen.saturating_sub(after.window_tokens).max(after.sink_tokens)..seen;
-            for position in (0..after.sink_tokens.min(seen)).chain(window_tokens) {
-                let source = old.of(position..position + 1).next().map_or(0, |c| c.start);
-                let target = new.of(position..position + 1).next().map_or(0, |c| c.start);
+            for (target, source) in self.carried(documents, after, row) {
                 let to = &mut to[target * width..][..width];
                 for (h, to) in to.chunks_exact_mut(from.width).enumerate() {
                     to.copy_from_slice(from.head(row, h, source..source + 1).row(0));

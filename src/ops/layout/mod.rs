@@ -2,3 +2,4 @@
 
 pub mod attention_mask;
 pub mod documents;
+pub(crate) mod gather;

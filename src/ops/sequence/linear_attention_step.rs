@@ -2,14 +2,17 @@
 
 use crate::Result;
 use crate::ops::Documents;
+use crate::ops::chunked::{flat, outer, per_state};
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::{HeadsView, Output, Slice};
-use crate::ops::operator::{no_formula, on_device};
+use crate::ops::layout::gather::{mask, only, widened};
+use crate::ops::operator::on_device;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Keys that enter the state with one token.
+#[derive(Clone, Copy)]
 pub struct Entering<'a> {
     /// [B, n, H, F]
     pub b: &'a Tensor,
@@ -28,8 +31,46 @@ pub fn linear_attention_step(
     state: &Tensor,
     normaliser: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
-    let step = || linear_attention_step_cpu(a, entering, documents, state, normaliser);
-    on_device(state, step, no_formula)
+    let dtype = a.dtype();
+    let a = widened(a)?;
+    let entering = entering.map(|e| Ok::<_, crate::Error>((widened(e.b)?, widened(e.v)?, e.rows))).transpose()?;
+    let entering = entering.as_ref().map(|(b, v, rows)| Entering { b, v, rows });
+    let (num, den, s, z) = on_device(
+        state,
+        || linear_attention_step_cpu(&a, entering, documents, state, normaliser),
+        || linear_attention_step_formula(&a, entering, documents, state, normaliser),
+    )?;
+    Ok((num.to_dtype(dtype)?, den, s, z))
+}
+
+fn linear_attention_step_formula(
+    a: &Tensor,
+    entering: Option<Entering>,
+    documents: &Documents,
+    state: &Tensor,
+    normaliser: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor, Tensor)> {
+    let (batch, heads, features, width) = state.dims4()?;
+    let a = a.reshape((batch * heads, 1, features))?;
+    let (s, z) = (state.reshape((batch * heads, features, width))?, normaliser.reshape((batch * heads, 1, features))?);
+    let (mut num, mut den) = (a.matmul(&s)?, (&a * &z)?.sum_keepdim(2)?);
+    let (mut s, mut z) = (s, z);
+    if let Some(Entering { b, v, rows }) = entering {
+        let n = b.dim(1)?;
+        let enters = rows.iter().flat_map(|row| (0..n).map(|j| row.contains(&j))).collect();
+        let b = only(&mask(enters, &[batch, n, 1, 1], b.device())?, b)?;
+        let (b, v) = (flat(&per_state(&b, heads, 1)?)?, flat(&per_state(v, heads, 1)?)?);
+        let weights = a.matmul(&b.t()?)?;
+        num = (num + weights.matmul(&v)?)?;
+        den = (den + weights.sum_keepdim(2)?)?;
+        s = (s + outer(&b, &v)?)?;
+        z = (z + b.sum_keepdim(1)?)?;
+    }
+    let reads = (0..batch).map(|row| !documents.row(row).is_empty()).collect();
+    let reads = mask(reads, &[batch, 1, 1, 1], a.device())?;
+    let num = only(&reads, &num.reshape((batch, 1, heads, width))?)?;
+    let den = only(&reads, &den.reshape((batch, 1, heads, 1))?)?.squeeze(3)?;
+    Ok((num, den, s.reshape(state.shape())?, z.reshape(normaliser.shape())?))
 }
 
 fn linear_attention_step_cpu(

@@ -12,13 +12,15 @@
 
 use crate::Result;
 use crate::ops::cpu::simd::{dot, exp, simd};
-use crate::ops::cpu::{HeadsView, Output, Slice};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of};
 use crate::ops::documents::Documents;
 use crate::ops::gated_linear_attention::gated_linear_attention;
+use crate::ops::naive::repeat_heads;
+use crate::ops::operator::{Operator, apply1};
 use crate::ops::recurrent_step::{Token, recurrent_step};
 use crate::ops::stabilise::{Stabilised, stabilise};
-use crate::ops::tape::{Var, record1};
-use candle_core::Tensor;
+use crate::ops::tape::Var;
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// What a head carries from token to token, all zero at the start.
@@ -31,9 +33,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn zero(batch: usize, states: usize, key_width: usize, value_width: usize) -> Result<Self> {
-        let sums = Output::zeros(&[batch, states, key_width, value_width + 1]).tensor()?;
-        Ok(Memory { sums: sums.into(), maximum: Output::zeros(&[batch, states]).tensor()?.into() })
+    pub fn zero(batch: usize, states: usize, key_width: usize, value_width: usize, device: &Device) -> Result<Self> {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device);
+        let sums = zeros(&[batch, states, key_width, value_width + 1])?;
+        Ok(Memory { sums: sums.into(), maximum: zeros(&[batch, states])?.into() })
     }
 }
 
@@ -77,12 +80,23 @@ pub fn mlstm_step(x: Inputs, before: &Memory, eps: f32) -> Result<(Tensor, Memor
 
 /// Keys of every state, weighed: `k` [B, T, G, K], `weight` [B, T, N, 1] -> [B, T, N, K].
 fn weigh(k: &Var, weight: &Var) -> Result<Var> {
-    let (batch, tokens, kv_heads, width) = k.value().dims4()?;
-    let states = weight.value().dim(2)?;
-    check(k, kv_heads, states)?;
-    let values = [k.value().clone(), weight.value().clone()];
-    let weighed = {
-        let (ks, ws) = (HeadsView::of(&values[0])?, Slice::of(&values[1])?);
+    check(k, k.value().dim(2)?, weight.value().dim(2)?)?;
+    apply1(Weigh, &[k, weight])
+}
+
+struct Weigh;
+
+impl Operator for Weigh {
+    type Kept = ();
+
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![repeat_heads(&x[0], x[1].dim(2)?)?.broadcast_mul(&x[1])?])
+    }
+
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+        let (batch, tokens, _, width) = x[0].dims4()?;
+        let states = x[1].dim(2)?;
+        let (ks, ws) = (HeadsView::of(&x[0])?, Slice::of(&x[1])?);
         let mut out = Output::unwritten(&[batch, tokens, states, width]);
         simd!(|| {
             for (i, (out, w)) in out.data().chunks_exact_mut(width).zip(&*ws).enumerate() {
@@ -90,11 +104,14 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
                 out.iter_mut().zip(k).for_each(|(out, k)| *out = w * k);
             }
         });
-        out.tensor()?
-    };
-    record1(&[k, weight], weighed, move |g| {
-        let (ks, ws, gs) = (HeadsView::of(&values[0])?, Slice::of(&values[1])?, Slice::of(&g)?);
-        let (mut dk, mut dw) = (Output::zeros(values[0].dims()), Output::unwritten(values[1].dims()));
+        Ok((vec![out.tensor()?], ()))
+    }
+
+    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (_, _, kv_heads, width) = x[0].dims4()?;
+        let states = x[1].dim(2)?;
+        let (ks, ws, gs) = (HeadsView::of(&x[0])?, Slice::of(&x[1])?, Slice::of(&up[0])?);
+        let (mut dk, mut dw) = (Output::zeros(x[0].dims()), Output::unwritten(x[1].dims()));
         let share = states / kv_heads;
         simd!(|| {
             for (i, ((g, w), dw)) in gs.chunks_exact(width).zip(&*ws).zip(dw.data()).enumerate() {
@@ -103,32 +120,49 @@ fn weigh(k: &Var, weight: &Var) -> Result<Var> {
                 dk.iter_mut().zip(g).for_each(|(dk, g)| *dk += w * g);
             }
         });
-        Ok(vec![Some(dk.tensor()?), Some(dw.tensor()?)])
-    })
+        gradients_of(vec![dk, dw], wanted)
+    }
 }
 
 /// Values of every state with a column of ones: `v` [B, T, G, V] -> [B, T, N, V + 1].
 fn with_ones(v: &Var, states: usize) -> Result<Var> {
-    let (batch, tokens, kv_heads, width) = v.value().dims4()?;
-    check(v, kv_heads, states)?;
-    let extended = {
-        let vs = HeadsView::of(v.value())?;
-        let mut out = Output::unwritten(&[batch, tokens, states, width + 1]);
+    check(v, v.value().dim(2)?, states)?;
+    apply1(WithOnes { states }, &[v])
+}
+
+struct WithOnes {
+    states: usize,
+}
+
+impl Operator for WithOnes {
+    type Kept = ();
+
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        let v = repeat_heads(&x[0], self.states)?;
+        let (batch, tokens, states, _) = v.dims4()?;
+        Ok(vec![Tensor::cat(&[&v, &Tensor::ones((batch, tokens, states, 1), v.dtype(), v.device())?], 3)?])
+    }
+
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+        let (batch, tokens, _, width) = x[0].dims4()?;
+        let vs = HeadsView::of(&x[0])?;
+        let mut out = Output::unwritten(&[batch, tokens, self.states, width + 1]);
         for (i, out) in out.data().chunks_exact_mut(width + 1).enumerate() {
-            out[..width].copy_from_slice(row_of(&vs, i, states));
+            out[..width].copy_from_slice(row_of(&vs, i, self.states));
             out[width] = 1.0;
         }
-        out.tensor()?
-    };
-    let share = states / kv_heads;
-    record1(&[v], extended, move |g| {
-        let gs = Slice::of(&g)?;
-        let mut dv = Output::zeros(&[batch, tokens, kv_heads, width]);
+        Ok((vec![out.tensor()?], ()))
+    }
+
+    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (_, _, kv_heads, width) = x[0].dims4()?;
+        let (gs, share) = (Slice::of(&up[0])?, self.states / kv_heads);
+        let mut dv = Output::zeros(x[0].dims());
         for (i, g) in gs.chunks_exact(width + 1).enumerate() {
             dv.data()[i / share * width..][..width].iter_mut().zip(g).for_each(|(dv, g)| *dv += g);
         }
-        Ok(vec![Some(dv.tensor()?)])
-    })
+        gradients_of(vec![dv], wanted)
+    }
 }
 
 fn check(x: &Var, kv_heads: usize, states: usize) -> Result<()> {
@@ -148,12 +182,29 @@ fn row_of<'a>(x: &'a HeadsView, i: usize, states: usize) -> &'a [f32] {
 
 /// num / (max(|den|, e^(-m)) + eps) of `sums` [B, T, H, V + 1], whose last column is den, and `maximum` [B, T, N, 1].
 fn bounded_quotient(sums: &Var, maximum: &Var, eps: f32) -> Result<Var> {
-    let (batch, tokens, heads, width) = sums.value().dims4()?;
-    let width = width - 1;
-    let share = heads / maximum.value().dim(2)?;
-    let values = [sums.value().clone(), maximum.value().clone()];
-    let h = {
-        let (xs, ms) = (Slice::of(&values[0])?, Slice::of(&values[1])?);
+    apply1(BoundedQuotient { eps }, &[sums, maximum])
+}
+
+struct BoundedQuotient {
+    eps: f32,
+}
+
+impl Operator for BoundedQuotient {
+    /// h, which is output and kept alike.
+    type Kept = Tensor;
+
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        let width = x[0].dim(3)? - 1;
+        let size = x[0].narrow(3, width, 1)?.abs()?;
+        let bound = repeat_heads(&x[1], x[0].dim(2)?)?.neg()?.exp()?;
+        let largest = size.lt(&bound)?.where_cond(&bound, &size)?;
+        Ok(vec![x[0].narrow(3, 0, width)?.broadcast_mul(&(largest + f64::from(self.eps))?.recip()?)?])
+    }
+
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Tensor)> {
+        let (batch, tokens, heads, width) = x[0].dims4()?;
+        let (width, share, eps) = (width - 1, heads / x[1].dim(2)?, self.eps);
+        let (xs, ms) = (Slice::of(&x[0])?, Slice::of(&x[1])?);
         let mut h = Output::unwritten(&[batch, tokens, heads, width]);
         simd!(|| {
             for (i, (h, x)) in h.data().chunks_exact_mut(width).zip(xs.chunks_exact(width + 1)).enumerate() {
@@ -161,13 +212,16 @@ fn bounded_quotient(sums: &Var, maximum: &Var, eps: f32) -> Result<Var> {
                 h.iter_mut().zip(x).for_each(|(h, x)| *h = x * scale);
             }
         });
-        h.tensor()?
-    };
-    let h_value = h.clone();
-    record1(&[sums, maximum], h, move |g| {
-        let (xs, ms) = (Slice::of(&values[0])?, Slice::of(&values[1])?);
-        let (hs, gs) = (Slice::of(&h_value)?, Slice::of(&g)?);
-        let (mut dx, mut dm) = (Output::unwritten(values[0].dims()), Output::zeros(values[1].dims()));
+        let h = h.tensor()?;
+        Ok((vec![h.clone()], h))
+    }
+
+    fn backward_cpu(&self, x: &[Tensor], h: Tensor, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (_, _, heads, width) = x[0].dims4()?;
+        let (width, share, eps) = (width - 1, heads / x[1].dim(2)?, self.eps);
+        let (xs, ms) = (Slice::of(&x[0])?, Slice::of(&x[1])?);
+        let (hs, gs) = (Slice::of(&h)?, Slice::of(&up[0])?);
+        let (mut dx, mut dm) = (Output::unwritten(x[0].dims()), Output::zeros(x[1].dims()));
         simd!(|| {
             let rows = hs.chunks_exact(width).zip(gs.chunks_exact(width)).zip(xs.chunks_exact(width + 1));
             for (i, (((h, g), x), dx)) in rows.zip(dx.data().chunks_exact_mut(width + 1)).enumerate() {
@@ -180,6 +234,6 @@ fn bounded_quotient(sums: &Var, maximum: &Var, eps: f32) -> Result<Var> {
                 dm.data()[i / share] -= if bounded { d * bound } else { 0.0 };
             }
         });
-        Ok(vec![Some(dx.tensor()?), Some(dm.tensor()?)])
-    })
+        gradients_of(vec![dx, dm], wanted)
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod attention_entropy;
+pub(crate) mod chunked;
 pub mod delta_rule;
 pub mod dplr;
 pub mod gated_linear_attention;

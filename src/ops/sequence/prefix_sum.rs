@@ -5,8 +5,10 @@
 use crate::Result;
 use crate::ops::cpu::{Output, Slice, blocks};
 use crate::ops::documents::Documents;
-use crate::ops::tape::{Var, record};
-use candle_core::Tensor;
+use crate::ops::layout::gather::{Gather, mask, only};
+use crate::ops::operator::{Operator, apply};
+use crate::ops::tape::Var;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,21 +24,78 @@ pub fn prefix_sum(x: &Var, before: Option<&Var>, documents: &Arc<Documents>) -> 
     let short: Vec<usize> = dims.iter().take(1).chain(dims.iter().skip(2)).copied().collect();
     let before = match before {
         Some(before) => before.clone(),
-        None => Var::constant(Output::zeros(&short).tensor()?),
+        None => Var::constant(Tensor::zeros(short.as_slice(), DType::F32, x.value().device())?),
     };
     let fits = dims.len() > 1 && (documents.batch(), documents.tokens()) == (dims[0], dims[1]);
     if !fits || before.value().dims() != short {
         let what = format!("prefix sum of {dims:?} after {:?}, {documents:?}", before.value().dims());
         return Err(candle_core::Error::Msg(what).into());
     }
-    let outputs = forward(x.value(), before.value(), documents)?;
-    let (documents, wanted) = (documents.clone(), [x.tracked(), before.tracked()]);
-    let mut vars = record(&[x, &before], outputs, move |g| {
-        let (dx, d_before) = backward(&dims, &short, g, &documents)?;
-        Ok(vec![wanted[0].then_some(dx), wanted[1].then_some(d_before)])
-    })?;
+    let mut vars = apply(PrefixSum(documents.clone()), &[x, &before])?;
     let after = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), after))
+}
+
+/// One call. Its inputs are x and the sum before.
+struct PrefixSum(Arc<Documents>);
+
+impl Operator for PrefixSum {
+    type Kept = ();
+
+    const F32_FROM: usize = 1;
+
+    /// By doubling: sums of 2n tokens are those of n and, n tokens before, of n more. Rounding grows with the logarithm
+    /// of the length.
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, before, documents) = (&x[0], &x[1], &self.0);
+        let (batch, tokens, width) =
+            (documents.batch(), documents.tokens(), before.elem_count() / documents.batch().max(1));
+        if x.elem_count() == 0 {
+            return Ok(vec![x.clone(), before.clone()]);
+        }
+        let whole = documents.are_whole();
+        // Of every token: how many of its document stand before it, and whether that is the row's first.
+        let mut place = vec![None; batch * tokens];
+        for b in 0..batch {
+            for (i, document) in documents.row(b).iter().enumerate() {
+                for token in document.clone() {
+                    place[b * tokens + token] = Some((token - document.start, i == 0));
+                }
+            }
+        }
+        let tokens_that = |holds: &dyn Fn(usize, bool) -> bool, x: &Tensor| -> Result<Tensor> {
+            let holds = place.iter().map(|place| place.is_some_and(|(at, first)| holds(at, first))).collect();
+            only(&mask(holds, &[batch, tokens, 1], x.device())?, x)
+        };
+        let mut y = x.reshape((batch, tokens, width))?;
+        if !whole {
+            y = tokens_that(&|_, _| true, &y)?;
+        }
+        let longest = place.iter().flatten().map(|(at, _)| at + 1).max().unwrap_or(0);
+        let mut n = 1;
+        while n < longest {
+            let shifted = y.narrow(1, 0, tokens - n)?.pad_with_zeros(1, n, 0)?;
+            y = (y + if whole { shifted } else { tokens_that(&|at, _| at >= n, &shifted)? })?;
+            n *= 2;
+        }
+        let carried = before.reshape((batch, 1, width))?;
+        let spread = carried.broadcast_as(y.shape())?.contiguous()?;
+        y = (y + if whole { spread } else { tokens_that(&|_, first| first, &spread)? })?;
+        // The sum before stands in front of each row's tokens: a row without documents ends with it.
+        let last = |b: usize| Some(b * (tokens + 1) + documents.row(b).last().map_or(0, |d| d.end));
+        let last: Vec<_> = (0..batch).map(last).collect();
+        let after = Gather::new(batch * (tokens + 1), &last, x.device())?.of(&Tensor::cat(&[&carried, &y], 1)?)?;
+        Ok(vec![y.reshape(x.shape())?, after.reshape(before.shape())?])
+    }
+
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((forward(&x[0], &x[1], &self.0)?, ()))
+    }
+
+    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (dx, d_before) = backward(x[0].dims(), x[1].dims(), up, &self.0)?;
+        Ok(vec![wanted[0].then_some(dx), wanted[1].then_some(d_before)])
+    }
 }
 
 /// (batch row, columns) of every task.
@@ -72,17 +131,9 @@ fn forward(x: &Tensor, before: &Tensor, documents: &Documents) -> Result<Vec<Ten
 
 /// The same sums from the end of each document, which begin with the gradient of the sum after where it is the row's
 /// last; what arrives at the row's first is the gradient of the sum before.
-fn backward(
-    dims: &[usize],
-    short: &[usize],
-    g: Vec<Option<Tensor>>,
-    documents: &Documents,
-) -> Result<(Tensor, Tensor)> {
+fn backward(dims: &[usize], short: &[usize], up: &[Tensor], documents: &Documents) -> Result<(Tensor, Tensor)> {
     let (batch, tokens, width) = (documents.batch(), documents.tokens(), dims[2..].iter().product::<usize>());
-    let mut g = g.into_iter();
-    let mut next = |dims: &[usize]| g.next().flatten().map_or_else(|| Output::zeros(dims).tensor(), Ok);
-    let (dy, d_after) = (next(dims)?, next(short)?);
-    let (dy, d_after) = (Slice::of(&dy)?, Slice::of(&d_after)?);
+    let (dy, d_after) = (Slice::of(&up[0])?, Slice::of(&up[1])?);
     let (mut dx, mut d_before) = (Output::padded(dims, documents), Output::unwritten(short));
     let (dx_at, before_at) = (dx.pointer(), d_before.pointer());
     tasks(batch, width).for_each(|(b, columns)| {

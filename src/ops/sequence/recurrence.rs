@@ -1,11 +1,12 @@
 //! What the gated recurrences share: sizes of a call and its checks, the way over states and chunks, forward and
 //! backward, and what is kept for the way back.
 
+use crate::ops::chunked::Chunks;
 use crate::ops::cpu::{Output, OutputPointer, Sharing, matrix::MatMut};
 use crate::ops::documents::{Chunk, Documents};
 use crate::ops::tape::Var;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,11 +44,11 @@ impl Sizes {
         self.key_width * self.value_width
     }
 
-    /// The state given, or zero.
-    pub fn state_before(&self, given: Option<&Var>) -> Result<Var> {
+    /// The state given, or zero where `v` lies.
+    pub fn state_before(&self, given: Option<&Var>, v: &Var) -> Result<Var> {
         match given {
             Some(state) => Ok(state.clone()),
-            None => Ok(Var::constant(Output::zeros(&self.state_dims()).tensor()?)),
+            None => Ok(Var::constant(Tensor::zeros(&self.state_dims(), DType::F32, v.value().device())?)),
         }
     }
 
@@ -100,6 +101,31 @@ impl Sizes {
     ) -> MatMut<'a> {
         let start = ((b * self.tokens + tokens.start) * heads + head) * width;
         unsafe { to.rows(start, tokens.len(), width, heads * width) }
+    }
+}
+
+/// What the formulas share.
+impl Sizes {
+    /// The outputs of a call without tokens in documents.
+    pub fn nothing(&self, q: &Tensor, state: &Tensor) -> Result<Vec<Tensor>> {
+        let o = (self.sharing.batch, self.tokens, self.sharing.heads, self.value_width);
+        Ok(vec![Tensor::zeros(o, q.dtype(), q.device())?, state.clone()])
+    }
+
+    /// Queries [Z, C, R, K] of [`Chunks::split`] times a weight [H, K] of their heads.
+    pub fn by_heads(&self, q: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let Sharing { batch, heads, states, .. } = self.sharing;
+        let (z, _, share, width) = q.dims4()?;
+        debug_assert_eq!(share, heads / states);
+        let weight = weight.reshape((1, states, 1, share, width))?;
+        let weight = weight.broadcast_as((batch, states, z / (batch * states), share, width))?.contiguous()?;
+        Ok(q.broadcast_mul(&weight.reshape((z, 1, share, width))?)?)
+    }
+
+    /// o [Z, C R, V] in the order of the tokens, and the state after.
+    pub fn outputs(&self, chunks: &Chunks, o: Tensor, state: Tensor) -> Result<Vec<Tensor>> {
+        let (z, rows, width) = o.dims3()?;
+        Ok(vec![chunks.join(&o.reshape((z, chunks.size, rows / chunks.size, width))?)?, state])
     }
 }
 

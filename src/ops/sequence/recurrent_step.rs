@@ -2,9 +2,11 @@
 //! are written down, without gradients. The cost is one pass over the state.
 
 use crate::Result;
+use crate::ops::chunked::{flat, outer, per_state};
 use crate::ops::cpu::simd::{axpy, exp, simd, triple};
 use crate::ops::cpu::{HeadsView, Output, Sharing, Slice};
-use crate::ops::operator::{no_formula, on_device};
+use crate::ops::layout::gather::widened;
+use crate::ops::operator::on_device;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -30,7 +32,52 @@ pub struct Token<'a> {
 
 /// o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
 pub fn recurrent_step(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
-    on_device(state, || recurrent_step_cpu(token, state), no_formula)
+    let dtype = token.q.dtype();
+    let (q, k, v) = (widened(token.q)?, widened(token.k)?, widened(token.v)?);
+    let [gate, beta, bonus] = [token.gate, token.beta, token.bonus].map(|x| x.map(widened).transpose());
+    let (gate, beta, bonus) = (gate?, beta?, bonus?);
+    let transition = token.transition.map(|(a, b)| Ok::<_, crate::Error>((widened(a)?, widened(b)?))).transpose()?;
+    let token = Token {
+        q: &q,
+        k: &k,
+        v: &v,
+        gate: gate.as_ref(),
+        beta: beta.as_ref(),
+        transition: transition.as_ref().map(|(a, b)| (a, b)),
+        bonus: bonus.as_ref(),
+    };
+    let (o, after) = on_device(state, || recurrent_step_cpu(token, state), || recurrent_step_formula(token, state))?;
+    Ok((o.to_dtype(dtype)?, after))
+}
+
+fn recurrent_step_formula(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (batch, states, key_width, width) = state.dims4()?;
+    let heads = token.q.dim(2)?;
+    let of = |x: &Tensor| flat(&per_state(x, states, 1)?);
+    let (q, k, v) = (of(token.q)?, of(token.k)?, of(token.v)?);
+    let before = state.reshape((batch * states, key_width, width))?;
+    let mut after = match token.gate {
+        Some(gate) => before.broadcast_mul(&of(gate)?.exp()?.transpose(1, 2)?)?,
+        None => before.clone(),
+    };
+    if let Some((a, b)) = token.transition {
+        after = (after + outer(&of(b)?, &of(a)?.matmul(&before)?)?)?;
+    }
+    let written = match token.beta {
+        Some(beta) => (&v - k.matmul(&after)?)?.broadcast_mul(&of(beta)?)?,
+        None => v.clone(),
+    };
+    after = (after + outer(&k, &written)?)?;
+    let o = match token.bonus {
+        Some(bonus) => {
+            let bonus = bonus.reshape((1, states, heads / states, key_width))?;
+            let weight = q.reshape((batch, states, heads / states, key_width))?.broadcast_mul(&bonus)?;
+            let weight = weight.reshape(q.shape())?.broadcast_mul(&k)?.sum_keepdim(2)?;
+            (q.matmul(&before)? + weight.broadcast_mul(&v)?)?
+        }
+        None => q.matmul(&after)?,
+    };
+    Ok((o.reshape((batch, 1, heads, width))?, after.reshape(state.shape())?))
 }
 
 fn recurrent_step_cpu(token: Token, state: &Tensor) -> Result<(Tensor, Tensor)> {

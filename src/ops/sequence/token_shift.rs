@@ -5,7 +5,9 @@ use crate::ops::broadcast::{add, mul};
 use crate::ops::cpu::{Output, OutputPointer, Slice};
 use crate::ops::documents::Documents;
 use crate::ops::elementwise::add_scaled;
-use crate::ops::tape::{Var, record};
+use crate::ops::layout::gather::Gather;
+use crate::ops::operator::{Operator, apply};
+use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -71,7 +73,7 @@ pub fn token_shift(x: &Var, before: Option<&Var>, documents: &Arc<Documents>) ->
     short.iter_mut().skip(1).take(1).for_each(|tokens| *tokens = 1);
     let before = match before {
         Some(before) => before.clone(),
-        None => Var::constant(Output::zeros(&short).tensor()?),
+        None => Var::constant(Tensor::zeros(short.as_slice(), x.value().dtype(), x.value().device())?),
     };
     let fits = dims.len() > 1 && (documents.batch(), documents.tokens()) == (dims[0], dims[1]);
     if !fits || before.value().dims() != short {
@@ -79,14 +81,52 @@ pub fn token_shift(x: &Var, before: Option<&Var>, documents: &Arc<Documents>) ->
         return Err(candle_core::Error::Msg(what).into());
     }
     let sizes = Sizes { tokens: dims[1], width: dims[2..].iter().product() };
-    let outputs = forward(sizes, x.value(), before.value(), documents)?;
-    let (documents, wanted) = (documents.clone(), [x.tracked(), before.tracked()]);
-    let mut vars = record(&[x, &before], outputs, move |g| {
-        let (dx, d_before) = backward(sizes, &dims, &short, g, &documents)?;
-        Ok(vec![wanted[0].then_some(dx), wanted[1].then_some(d_before)])
-    })?;
+    let mut vars = apply(TokenShift(sizes, documents.clone()), &[x, &before])?;
     let last = vars.pop().expect("two outputs");
     Ok((vars.pop().expect("two outputs"), last))
+}
+
+/// One call. Its inputs are x and the token before.
+struct TokenShift(Sizes, Arc<Documents>);
+
+impl Operator for TokenShift {
+    type Kept = ();
+
+    /// Tokens and the one before them, picked by their place.
+    fn formula(&self, x: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (batch, tokens) = (self.1.batch(), self.0.tokens);
+        let all = Tensor::cat(&[&x[1], &x[0]], 1)?;
+        if self.1.are_whole() {
+            let last = all.narrow(1, tokens, 1)?.contiguous()?;
+            return Ok(vec![all.narrow(1, 0, tokens)?.contiguous()?, last]);
+        }
+        // Token t is row 1 + t of its batch row, and the token before them row 0.
+        let (mut shifted, mut last) = (vec![None; batch * tokens], vec![None; batch]);
+        for b in 0..batch {
+            let (from, row) = (b * (tokens + 1), &mut shifted[b * tokens..][..tokens]);
+            for step in moves(&self.1, b) {
+                match step {
+                    Move::First(t) => row[t] = Some(from),
+                    Move::Along(sources, to) => sources.enumerate().for_each(|(i, t)| row[to + i] = Some(from + 1 + t)),
+                    Move::Last(t) => last[b] = Some(from + 1 + t),
+                    Move::Through => last[b] = Some(from),
+                }
+            }
+        }
+        let pick = |from: &[Option<usize>], like: &Tensor| -> Result<Tensor> {
+            Ok(Gather::new(batch * (tokens + 1), from, all.device())?.of(&all)?.reshape(like.shape())?)
+        };
+        Ok(vec![pick(&shifted, &x[0])?, pick(&last, &x[1])?])
+    }
+
+    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+        Ok((forward(self.0, &x[0], &x[1], &self.1)?, ()))
+    }
+
+    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let (dx, d_before) = backward(self.0, x[0].dims(), x[1].dims(), up, &self.1)?;
+        Ok(vec![wanted[0].then_some(dx), wanted[1].then_some(d_before)])
+    }
 }
 
 fn forward(sizes: Sizes, x: &Tensor, before: &Tensor, documents: &Documents) -> Result<Vec<Tensor>> {
@@ -117,13 +157,10 @@ fn backward(
     sizes: Sizes,
     dims: &[usize],
     short: &[usize],
-    g: Vec<Option<Tensor>>,
+    up: &[Tensor],
     documents: &Documents,
 ) -> Result<(Tensor, Tensor)> {
-    let mut g = g.into_iter();
-    let mut next = |dims: &[usize]| g.next().flatten().map_or_else(|| Output::zeros(dims).tensor(), Ok);
-    let (dy, d_last) = (next(dims)?, next(short)?);
-    let (dy, d_last) = (Slice::of(&dy)?, Slice::of(&d_last)?);
+    let (dy, d_last) = (Slice::of(&up[0])?, Slice::of(&up[1])?);
     let (mut dx, mut d_before) = (Output::zeros(dims), Output::zeros(short));
     let (dx_at, before_at) = (dx.pointer(), d_before.pointer());
     (0..documents.batch()).into_par_iter().for_each(|b| {

@@ -1,66 +1,17 @@
-//! Causal linear attention, numerator and denominator apart, beside a softmax window or alone.
-//!
-//! With S_t = S_{t-1} + b_t v_t^T and z_t = z_{t-1} + b_t over the keys of the query's own document:
-//!
-//! ```text
-//! num_i = a_i^T S_e      den_i = a_i . z_e
-//! ```
-//!
-//! Alone, e = i: every key enters with its own query. Beside a window ([`AttentionMask`]) a key enters when it leaves it, and
-//! sinks never do, so that each key is seen by one of the two: a sliding window of w keys is a lag, e = i - w.
-//! Evaluated in chunks of [`CHUNK`] queries: `num = A S + tril(A B^T) V`, so time and memory are linear in T.
+//! The kernels of the CPU.
 
-use crate::ops::Documents;
-use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, placed};
+use super::{CausalLinearAttention, Keys};
+use crate::Result;
+use crate::ops::attention_mask::placed;
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, sum};
 use crate::ops::cpu::{Groups, HeadsView, Output, OutputPointer, Slice, gradients_of};
-use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, keep_next, take_last, take_next};
-use crate::ops::tape::Var;
-use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
-
-/// Queries of one chunk. At F = 128, V = 64 the products inside a chunk cost about as much as those with the state.
-pub const CHUNK: usize = 64;
-
-/// One call. Its inputs are a, b, v, and S and z of the state before.
-struct CausalLinearAttention {
-    groups: Groups,
-    queries: usize,
-    features: usize,
-    value_width: usize,
-    beside: Option<AttentionMask>,
-    documents: Arc<Documents>,
-    past: KvLayout,
-}
 
 impl CausalLinearAttention {
-    fn chunks(&self, batch: usize) -> impl DoubleEndedIterator<Item = (SequenceChunk, Keys)> + '_ {
-        self.past.tiles(&self.documents, batch, CHUNK).map(|tile| {
-            let keys = self.keys_of(&tile);
-            (tile, keys)
-        })
-    }
-
-    /// How many positions have entered the state, or never do, once `tokens` tokens have been read.
-    fn entered(&self, tokens: usize) -> usize {
-        self.beside.map_or(tokens, |mask| mask.left(tokens))
-    }
-
-    /// Keys that enter during a chunk of queries.
-    fn keys_of(&self, chunk: &SequenceChunk) -> Keys {
-        let first = self.entered(chunk.position);
-        let positions = first..self.entered(chunk.end());
-        let seen: Vec<usize> = (chunk.position..chunk.end()).map(|p| self.entered(p + 1) - first).collect();
-        let runs: Vec<_> = chunk.columns(positions.clone()).collect();
-        let triangular = runs.len() == 1 && seen.iter().enumerate().all(|(i, &seen)| seen == i + 1);
-        Keys { count: positions.len(), runs, seen, triangular }
-    }
-
     fn at(&self, batch: usize, query: usize, head: usize) -> usize {
         (batch * self.queries + query) * self.groups.heads + head
     }
@@ -70,68 +21,10 @@ impl CausalLinearAttention {
     }
 }
 
-/// Keys that enter the state during a chunk.
-struct Keys {
-    /// Columns of the key tensor.
-    runs: Vec<Range<usize>>,
-    count: usize,
-    /// How many of them each of the chunk's queries reads.
-    seen: Vec<usize>,
-    /// One run, of which query i reads the first i + 1: half of the products is nothing.
-    triangular: bool,
-}
-
 impl Keys {
     fn part(&self, triangle: Triangle) -> Triangle {
         if self.triangular { triangle } else { Triangle::None }
     }
-}
-
-/// What [`linear_attention`] returns.
-pub struct LinearAttention {
-    /// [B, T, H, V]
-    pub num: Var,
-    /// [B, T, H]
-    pub den: Var,
-    /// S after the last key that entered, [B, H, F, V].
-    pub state: Var,
-    /// z after the last key that entered, [B, H, F].
-    pub normaliser: Var,
-}
-
-/// `a` [B, T, H, F], `b` [B, past + T, H, F], `v` [B, past + T, G, V], the window `beside` (None: keys enter with their
-/// own query), the queries' `documents`, what the keys before them are, and the state before: `state` [B, H, F, V],
-/// `normaliser` [B, H, F] (None: zero). The state returned is that of each row's last document.
-pub fn linear_attention(
-    a: &Var,
-    b: &Var,
-    v: &Var,
-    beside: Option<AttentionMask>,
-    documents: &Arc<Documents>,
-    past: &KvLayout,
-    before: Option<(&Var, &Var)>,
-) -> Result<LinearAttention> {
-    let (batch, queries, heads, features) = a.value().dims4()?;
-    let (_, keys, kv_heads, value_width) = v.value().dims4()?;
-    let fits = (documents.batch(), documents.tokens()) == (batch, queries);
-    if !fits || b.value().dim(1)? != keys || heads % kv_heads != 0 {
-        let dims = [a, b, v].map(|x| x.value().dims());
-        return Err(Error::Internal(format!("linear attention: a, b, v {dims:?}, {documents:?}")));
-    }
-    let groups = Groups { batch, heads, kv_heads };
-    let (documents, past) = (documents.clone(), past.clone());
-    let call = CausalLinearAttention { groups, queries, features, value_width, beside, documents, past };
-    call.past.check(&call.documents, keys, |seen| call.entered(seen))?;
-    let (s0, z0) = match before {
-        Some((s, z)) => (s.clone(), z.clone()),
-        None => {
-            let zeros = |dims: &[usize]| Ok(Var::constant(Output::zeros(dims).tensor()?)) as Result<_>;
-            (zeros(&[batch, heads, features, value_width])?, zeros(&[batch, heads, features])?)
-        }
-    };
-    let vars = apply(call, &[a, b, v, &s0, &z0])?;
-    let [num, den, state, normaliser] = vars.try_into().ok().expect("four outputs");
-    Ok(LinearAttention { num, den, state, normaliser })
 }
 
 /// One chunk's lower-triangular products `A B^T`, `b` being head `head` of batch row `batch`: row i keeps the keys that
@@ -157,17 +50,15 @@ fn absorb(s: &mut [f32], z: &mut [f32], b: Mat, v: Mat) {
 }
 
 /// What the forward pass keeps.
-struct Kept {
+pub(super) struct Kept {
     /// S and z before every chunk.
     states: PerState,
     /// tril(A B^T) of every chunk.
     products: PerState,
 }
 
-impl Operator for CausalLinearAttention {
-    type Kept = Kept;
-
-    fn forward_cpu(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+impl CausalLinearAttention {
+    pub(super) fn forward(&self, inputs: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let [a, b, v] = [HeadsView::of(&inputs[0])?, HeadsView::of(&inputs[1])?, HeadsView::of(&inputs[2])?];
         let (s0, z0) = (Slice::of(&inputs[3])?, Slice::of(&inputs[4])?);
         let Self { groups: Groups { batch, heads, .. }, queries, features, value_width, .. } = *self;
@@ -234,7 +125,7 @@ impl Operator for CausalLinearAttention {
     /// With R, r the gradients of the state after a chunk, and dP = tril(dnum V^T + dden 1^T):
     /// dA = dnum S^T + dden z^T + dP B; dB = V R^T + 1 r^T + dP^T A; dV = B R + P^T dnum; then R += A^T dnum,
     /// r += A^T dden. Later documents of a row begin with nothing: no gradient passes to the state before them.
-    fn backward_cpu(
+    pub(super) fn backward(
         &self,
         inputs: &[Tensor],
         kept: Kept,

@@ -1,63 +1,13 @@
-//! Linear attention with decay: none, one gate per token (retention, SSD) or one per key channel (GLA), and a bonus.
-//!
-//! ```text
-//! S_t = diag(e^(g_t)) S_{t-1} + k_t v_t^T      o_t = q_t^T S_t
-//! with a bonus u (RWKV-6):                     o_t = q_t^T (S_{t-1} + diag(u) k_t v_t^T)
-//! ```
-//!
-//! In chunks o = (q e^G) S + A v with A of [`crate::ops::cpu::decay`]. There may be fewer states than
-//! query heads: H query heads share the N states of the gates, and these the G heads of keys and values (G | N | H).
+//! The kernels of the CPU.
 
-use crate::ops::Documents;
+use super::{GatedLinearAttention, STATE};
+use crate::Result;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd, triple};
 use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
-use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, take_last, take_next};
-use crate::ops::tape::Var;
-use crate::{Error, Result};
 use candle_core::Tensor;
-use std::sync::Arc;
-
-/// Inputs of one call, in this order everywhere: q, k, v, state, then gate and bonus where there are any.
-struct GatedLinearAttention {
-    sizes: Sizes,
-    /// Place of the gate [B, T, N, 1 or K] and of the bonus [H, K] among the inputs.
-    gate: Option<usize>,
-    bonus: Option<usize>,
-}
-
-const STATE: usize = 3;
-
-/// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], log gates `gate` [B, T, N, 1 or K] (<= 0), `bonus` [H, K], and
-/// the state before, `before` [B, N, K, V] (None: zero; N = G without gates). Returns o [B, T, H, V] and the state after.
-pub fn gated_linear_attention(
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    gate: Option<&Var>,
-    bonus: Option<&Var>,
-    before: Option<&Var>,
-    documents: &Arc<Documents>,
-) -> Result<(Var, Var)> {
-    let states = gate.map_or(v, |g| g).value().dim(2)?;
-    let sizes = Sizes::of(q, v, states, gate, documents)?;
-    let state = sizes.state_before(before)?;
-    let gates: Vec<_> = gate.into_iter().map(|g| (g, sizes.narrow_or_key_gate())).collect();
-    sizes.check("gated linear attention", k, &state, &gates)?;
-    if bonus.is_some_and(|u| u.value().dims() != [sizes.sharing.heads, sizes.key_width]) {
-        return Err(Error::Internal("gated linear attention with a bonus of other sizes than q".into()));
-    }
-    let mut inputs = vec![q, k, v, &state];
-    inputs.extend(gate);
-    inputs.extend(bonus);
-    let gate_at = gate.map(|_| STATE + 1);
-    let bonus_at = bonus.map(|_| inputs.len() - 1);
-    let mut vars = apply(GatedLinearAttention { sizes, gate: gate_at, bonus: bonus_at }, &inputs)?;
-    let state = vars.pop().expect("two outputs");
-    Ok((vars.pop().expect("two outputs"), state))
-}
 
 /// Buffers that a thread keeps between heads.
 #[derive(Default)]
@@ -103,14 +53,10 @@ impl GatedLinearAttention {
             bonus: self.bonus.map(|i| Slice::of(&x[i])).transpose()?,
         })
     }
-
-    fn read(&self) -> Read {
-        if self.bonus.is_some() { Read::Before } else { Read::After }
-    }
 }
 
 /// What the forward pass keeps.
-struct Kept {
+pub(super) struct Kept {
     /// The state before every chunk, and after the last.
     states: PerState,
     after: Tensor,
@@ -118,10 +64,8 @@ struct Kept {
     products: PerState,
 }
 
-impl Operator for GatedLinearAttention {
-    type Kept = Kept;
-
-    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+impl GatedLinearAttention {
+    pub(super) fn forward(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let Sizes { sharing, key_width, value_width, .. } = self.sizes;
         let (views, heads, read) = (self.views(x)?, sharing.heads, self.read());
         let products = PerState::of_pairs(&self.sizes, heads, keep);
@@ -155,7 +99,13 @@ impl Operator for GatedLinearAttention {
 
     /// With R the gradient of the state after a chunk: dq = (do S^T) e^G + dA k, dk = (v R^T) e^(G_C - G) + dA^T q,
     /// dv = A^T do + (k e^(G_C - G)) R, dG = q dq - k dk; then R = e^(G_C) R + (q e^G)^T do.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    pub(super) fn backward(
+        &self,
+        x: &[Tensor],
+        kept: Kept,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.sizes;
         let (size, heads, kv_heads, read) = (self.sizes.state(), sharing.heads, sharing.kv_heads, self.read());
         let views = self.views(x)?;

@@ -1,59 +1,14 @@
-//! Diagonal plus low rank: the superset of the gated recurrences (RWKV-7, linear Titans).
-//!
-//! ```text
-//! S_t = diag(e^(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T      o_t = q_t^T S_t
-//! ```
-//!
-//! a reads the state before the decay. In a chunk, with A_xy of [`crate::ops::cpu::decay`] ([`Read::Before`] for a) and
-//! y_t = a_t^T S_{t-1},
-//!
-//! ```text
-//! (I - A_ab) y = A_ak v + (a e^Gx) S      o = (q e^G) S + A_qk v + A_qb y
-//! S = e^(G_C) S + (k e^(G_C - G))^T v + (b e^(G_C - G))^T y
-//! ```
-//!
-//! where Gx is the cumulative sum without a token's own gate.
+//! The kernels of the CPU.
 
+use super::{Dplr, GATE, STATE};
 use crate::Result;
-use crate::ops::Documents;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::simd;
 use crate::ops::cpu::triangular::{solve, solve_transposed};
 use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
-use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
-use crate::ops::tape::Var;
 use candle_core::Tensor;
-use std::sync::Arc;
-
-/// One call. Its inputs are q, k, v, a, b, state, and the gate if there is one.
-struct Dplr(Sizes);
-
-const STATE: usize = 5;
-const GATE: usize = 6;
-
-/// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], the transition's `a` and `b` [B, T, N, K], log gates `gate`
-/// [B, T, N, 1 or K] (<= 0), and the state before, `before` [B, N, K, V] (None: zero). Returns o [B, T, H, V] and the
-/// state after.
-pub fn dplr(
-    (q, k, v): (&Var, &Var, &Var),
-    (a, b): (&Var, &Var),
-    gate: Option<&Var>,
-    before: Option<&Var>,
-    documents: &Arc<Documents>,
-) -> Result<(Var, Var)> {
-    let sizes = Sizes::of(q, v, a.value().dim(2)?, gate, documents)?;
-    let state = sizes.state_before(before)?;
-    let mut others = vec![(a, sizes.key_width), (b, sizes.key_width)];
-    others.extend(gate.map(|g| (g, sizes.narrow_or_key_gate())));
-    sizes.check("diagonal plus low rank", k, &state, &others)?;
-    let mut inputs = vec![q, k, v, a, b, &state];
-    inputs.extend(gate);
-    let mut vars = apply(Dplr(sizes), &inputs)?;
-    let state = vars.pop().expect("two outputs");
-    Ok((vars.pop().expect("two outputs"), state))
-}
 
 /// Buffers that a thread keeps between heads.
 #[derive(Default)]
@@ -133,7 +88,7 @@ fn negate(x: &mut [f32]) {
 }
 
 /// What the forward pass keeps.
-struct Kept {
+pub(super) struct Kept {
     /// The state before every chunk, and after the last.
     states: PerState,
     after: Tensor,
@@ -142,10 +97,8 @@ struct Kept {
     transitions: PerState,
 }
 
-impl Operator for Dplr {
-    type Kept = Kept;
-
-    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+impl Dplr {
+    pub(super) fn forward(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let Sizes { sharing, key_width, value_width, .. } = self.0;
         let (views, heads) = (Views::of(x)?, sharing.heads);
         let reads = PerState::of_tokens(&self.0, value_width, keep);
@@ -183,7 +136,13 @@ impl Operator for Dplr {
     /// With R the gradient of the state after a chunk: dy = A_qb^T do + (b e^(G_C - G)) R and w = (I - A_ab)^-T dy is the
     /// gradient of the right-hand side; dv = A_qk^T do + (k e^(G_C - G)) R + A_ak^T w, dA_ab = w y^T, dA_ak = w v^T, and
     /// R = e^(G_C) R + (q e^G)^T do + (a e^Gx)^T w. dG = q dq - k dk - b db, and a da for Gx.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    pub(super) fn backward(
+        &self,
+        x: &[Tensor],
+        kept: Kept,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;

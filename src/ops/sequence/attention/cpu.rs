@@ -1,44 +1,16 @@
-//! Softmax attention over the keys that a query sees ([`AttentionMask`]): all, a window, blocks, pinned first tokens.
-//!
-//! With scores s_ij = scale q_i.k_j, or c tanh(scale q_i.k_j / c) under a cap c, over the keys j of the query's own document
-//! that it sees, and their maximum m_i:
-//!
-//! ```text
-//! num_i = sum_j exp(s_ij - m_i) v_j      den_i = sum_j exp(s_ij - m_i)
-//! ```
-//!
-//! Numerator and denominator come apart so that a linear branch can share the denominator (LoLCATs, arXiv 2410.10254).
-//! There m_i changes the function, so its gradient is kept: it flows to the first key that attains the maximum.
-//! Padding gives 0 and 0. Time is linear in T unless the span is all keys.
+//! The kernels of the CPU.
 
-use crate::ops::Documents;
-use crate::ops::attention_mask::{AttentionMask, KvLayout, SequenceChunk, Span, placed};
+use super::{Attention, Keys, Scores};
+use crate::Result;
+use crate::ops::attention_mask::{SequenceChunk, placed};
 use crate::ops::cpu::simd::{axpy, dot, exp_minus, max, simd, sum, tanh};
-use crate::ops::cpu::{Groups, HeadsView, Output, Slice, gradients_of, matrix::Mat, matrix::MatMut};
-use crate::ops::operator::{Operator, apply, no_formula, on_device};
-use crate::ops::tape::Var;
-use crate::{Error, Result};
+use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, matrix::Mat, matrix::MatMut};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Query rows of one tile.
 const TILE: usize = 64;
-
-/// How scores are made of q.k.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scores {
-    pub scale: f32,
-    /// Scores are c tanh(s / c) (Gemma 2).
-    pub cap: Option<f32>,
-}
-
-impl From<f32> for Scores {
-    fn from(scale: f32) -> Self {
-        Scores { scale, cap: None }
-    }
-}
 
 impl Scores {
     /// The caps of scores that are scaled already.
@@ -59,19 +31,6 @@ impl Scores {
     }
 }
 
-/// Sizes of one call, and what its queries see. Its inputs are q, k, v.
-struct Attention {
-    groups: Groups,
-    /// Query tokens and key tokens.
-    queries: usize,
-    keys: usize,
-    value_width: usize,
-    mask: AttentionMask,
-    documents: Arc<Documents>,
-    past: KvLayout,
-    scores: Scores,
-}
-
 impl Attention {
     fn tiles(&self, batch: usize) -> impl Iterator<Item = (SequenceChunk, Keys)> + '_ {
         self.past.tiles(&self.documents, batch, TILE).map(|tile| {
@@ -86,90 +45,6 @@ impl Attention {
     }
 }
 
-/// Keys that the queries of a tile see, side by side in the order of their positions: sinks, then spans.
-struct Keys {
-    mask: AttentionMask,
-    /// Columns of the key tensor.
-    runs: Vec<Range<usize>>,
-    count: usize,
-    /// Sinks before the tile's first span.
-    sinks: usize,
-    /// Position where the first query's span begins, and the first query's own.
-    first: usize,
-    position: usize,
-}
-
-impl Keys {
-    fn of(mask: AttentionMask, tile: &SequenceChunk) -> Self {
-        let first = mask.first(tile.position);
-        let sinks = mask.sinks.min(first);
-        let runs = if sinks == first {
-            tile.columns(0..tile.end()).collect()
-        } else {
-            tile.columns(0..sinks).chain(tile.columns(first..tile.end())).collect()
-        };
-        Keys { mask, runs, count: sinks + tile.end() - first, sinks, first, position: tile.position }
-    }
-
-    /// What row `row` of the tile sees: sinks before its span, and its span.
-    fn seen(&self, row: usize) -> [Range<usize>; 2] {
-        let position = self.position + row;
-        let first = self.mask.first(position);
-        let sinks = self.sinks + self.mask.sinks.min(first).saturating_sub(self.first);
-        [0..sinks, self.sinks + first - self.first..self.sinks + position + 1 - self.first]
-    }
-}
-
-/// `q` [B, Tq, H, K], `k` [B, past + Tq, G, K], `v` [B, past + Tq, G, V] -> numerator [B, Tq, H, V], denominator
-/// [B, Tq, H]. `documents` are those of the queries; `past` says what the keys before them are.
-pub fn attention(
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    mask: AttentionMask,
-    documents: &Arc<Documents>,
-    past: &KvLayout,
-    scores: impl Into<Scores>,
-) -> Result<(Var, Var)> {
-    let (batch, queries, heads, _) = q.value().dims4()?;
-    let (_, keys, kv_heads, value_width) = v.value().dims4()?;
-    if heads % kv_heads != 0 || k.value().dim(1)? != keys {
-        let what = format!("attention: q {:?}, k {:?}, v {:?}", q.value().dims(), k.value().dims(), v.value().dims());
-        return Err(Error::Internal(what));
-    }
-    check(mask, documents, past, [batch, queries, keys])?;
-    let call = Attention {
-        groups: Groups { batch, heads, kv_heads },
-        queries,
-        keys,
-        value_width,
-        mask,
-        documents: documents.clone(),
-        past: past.clone(),
-        scores: scores.into(),
-    };
-    let mut outputs = apply(call, &[q, k, v])?;
-    let den = outputs.pop().expect("two outputs");
-    Ok((outputs.pop().expect("two outputs"), den))
-}
-
-/// Every query sees its own key, and the past holds what queries see of it.
-fn check(
-    mask: AttentionMask,
-    documents: &Documents,
-    past: &KvLayout,
-    [batch, queries, keys]: [usize; 3],
-) -> Result<()> {
-    if matches!(mask.span, Span::Sliding { size: 0 } | Span::Block { size: 0, .. }) {
-        return Err(Error::Internal(format!("attention: {mask:?} sees nothing")));
-    }
-    if (documents.batch(), documents.tokens()) != (batch, queries) {
-        return Err(Error::Internal(format!("attention: {batch} rows of {queries} queries, {documents:?}")));
-    }
-    let all_sinks = mask.sinks <= past.sink_tokens;
-    past.check(documents, keys, |seen| if all_sinks { mask.first(seen) } else { 0 })
-}
-
 /// Scores of a tile: row r holds s_ij for the tile's keys, those that it does not see zeroed later.
 fn scores(q: Mat, k: &HeadsView, (b, g): (usize, usize), keys: &Keys, scale: f32, buffer: &mut Vec<f32>) {
     buffer.resize(q.rows * keys.count, 0.0);
@@ -179,11 +54,8 @@ fn scores(q: Mat, k: &HeadsView, (b, g): (usize, usize), keys: &Keys, scale: f32
     }
 }
 
-impl Operator for Attention {
-    /// m of every row.
-    type Kept = Vec<f32>;
-
-    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Vec<f32>)> {
+impl Attention {
+    pub(super) fn forward(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, Vec<f32>)> {
         let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
         let rows = [self.groups.batch, self.queries, self.groups.heads];
         let width = self.value_width;
@@ -226,7 +98,7 @@ impl Operator for Attention {
 
     /// With P = exp(s - m) and dP_ij = dnum_i.v_j + dden_i: dv_j += P_ij dnum_i, ds_ij = P_ij dP_ij, and the maximum's
     /// own share, minus the sum of that row, goes to the key that attains it.
-    fn backward_cpu(
+    pub(super) fn backward(
         &self,
         x: &[Tensor],
         maxima: Vec<f32>,
@@ -317,54 +189,37 @@ impl Operator for Attention {
     }
 }
 
-/// Attention of one token a row without a tile's buffers: `q` [B, 1, H, K] over `k`, `v` [B, past + 1, G, ..].
-pub fn attention_step(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: AttentionMask,
-    documents: &Documents,
-    past: &KvLayout,
-    scores: impl Into<Scores>,
-) -> Result<(Tensor, Tensor)> {
-    let scores = scores.into();
-    on_device(q, || attention_step_cpu([q, k, v], mask, documents, past, scores), no_formula)
-}
-
-fn attention_step_cpu(
-    [q, k, v]: [&Tensor; 3],
-    mask: AttentionMask,
-    documents: &Documents,
-    past: &KvLayout,
-    how: Scores,
-) -> Result<(Tensor, Tensor)> {
-    let (q, k, v) = (HeadsView::of(q)?, HeadsView::of(k)?, HeadsView::of(v)?);
-    check(mask, documents, past, [q.batch, 1, k.tokens])?;
-    let group = q.heads / k.heads;
-    let mut num = Output::zeros(&[q.batch, 1, q.heads, v.width]);
-    let mut den = Output::zeros(&[q.batch, 1, q.heads]);
-    let tasks = num.data().par_chunks_mut(v.width).zip(den.data().par_iter_mut()).enumerate();
-    tasks.for_each_init(Vec::new, |scores, (i, (num, den))| {
-        let (b, h) = (i / q.heads, i % q.heads);
-        let Some(tile) = past.tiles(documents, b, 1).next() else { return };
-        let keys = Keys::of(mask, &tile);
-        let query = q.head(b, h, 0..1).row(0);
-        simd(|| {
-            scores.clear();
-            for run in &keys.runs {
-                let keys = k.head(b, h / group, run.clone());
-                scores.extend((0..run.len()).map(|j| how.scale * dot(query, keys.row(j))));
-            }
-            how.limit(scores);
-            let m = max(scores);
-            *den = exp_minus(scores, m);
-            for (place, run) in placed(&keys.runs) {
-                let values = v.head(b, h / group, run);
-                for (j, p) in scores[place].iter().enumerate() {
-                    axpy(num, *p, values.row(j));
+impl Attention {
+    /// [`super::attention_step`].
+    pub(super) fn step(&self, x: &[Tensor; 3]) -> Result<(Tensor, Tensor)> {
+        let (q, k, v) = (HeadsView::of(&x[0])?, HeadsView::of(&x[1])?, HeadsView::of(&x[2])?);
+        let how = self.scores;
+        let group = q.heads / k.heads;
+        let mut num = Output::zeros(&[q.batch, 1, q.heads, v.width]);
+        let mut den = Output::zeros(&[q.batch, 1, q.heads]);
+        let tasks = num.data().par_chunks_mut(v.width).zip(den.data().par_iter_mut()).enumerate();
+        tasks.for_each_init(Vec::new, |scores, (i, (num, den))| {
+            let (b, h) = (i / q.heads, i % q.heads);
+            let Some(tile) = self.past.tiles(&self.documents, b, 1).next() else { return };
+            let keys = Keys::of(self.mask, &tile);
+            let query = q.head(b, h, 0..1).row(0);
+            simd(|| {
+                scores.clear();
+                for run in &keys.runs {
+                    let keys = k.head(b, h / group, run.clone());
+                    scores.extend((0..run.len()).map(|j| how.scale * dot(query, keys.row(j))));
                 }
-            }
+                how.limit(scores);
+                let m = max(scores);
+                *den = exp_minus(scores, m);
+                for (place, run) in placed(&keys.runs) {
+                    let values = v.head(b, h / group, run);
+                    for (j, p) in scores[place].iter().enumerate() {
+                        axpy(num, *p, values.row(j));
+                    }
+                }
+            });
         });
-    });
-    Ok((num.tensor()?, den.tensor()?))
+        Ok((num.tensor()?, den.tensor()?))
+    }
 }

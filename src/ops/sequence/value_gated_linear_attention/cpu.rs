@@ -1,55 +1,15 @@
-//! Linear attention whose state decays along the value axis: the first pass of gated slot attention (GSA,
-//! arXiv 2409.07146), where values are slots.
-//!
-//! ```text
-//! S_t = S_{t-1} diag(e^(g_t)) + k_t v_t^T      o_t = q_t^T S_t      g [V]
-//! ```
-//!
-//! In chunks, with the decays of [`crate::ops::cpu::decay::values`] over A = tril(q k^T),
-//!
-//! ```text
-//! o_i = e^(G_i) * (q_i^T S) + sum_{j <= i} A_ij e^(G_i - G_j) * v_j      S = S e^(G_C) + k^T (v e^(G_C - G))
-//! ```
-//!
-//! Heads share states as in [`crate::ops::gated_linear_attention`]: G | N | H.
+//! The kernels of the CPU.
 
+use super::{GATE, STATE, ValueGated};
 use crate::Result;
-use crate::ops::Documents;
 use crate::ops::cpu::decay::values::column_terms;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, exp, simd};
 use crate::ops::cpu::{HeadsView, Output, Sharing, Slice, gradients_of, zeroed};
-use crate::ops::operator::{Operator, apply, no_formula, on_device};
 use crate::ops::recurrence::{PerState, Place, Sizes};
-use crate::ops::tape::Var;
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::sync::Arc;
-
-/// One call. Its inputs are q, k, v, state, gate.
-struct ValueGated(Sizes);
-
-const STATE: usize = 3;
-const GATE: usize = 4;
-
-/// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], log gates `gate` [B, T, N, V] (<= 0), and the state before,
-/// `before` [B, N, K, V] (None: zero). Returns o [B, T, H, V] and the state after.
-pub fn value_gated_linear_attention(
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    gate: &Var,
-    before: Option<&Var>,
-    documents: &Arc<Documents>,
-) -> Result<(Var, Var)> {
-    let sizes = Sizes::of(q, v, gate.value().dim(2)?, Some(gate), documents)?;
-    let state = sizes.state_before(before)?;
-    sizes.check("linear attention, values gated,", k, &state, &[(gate, sizes.value_width)])?;
-    let mut vars = apply(ValueGated(sizes), &[q, k, v, &state, gate])?;
-    let state = vars.pop().expect("two outputs");
-    Ok((vars.pop().expect("two outputs"), state))
-}
 
 /// Buffers that a thread keeps between heads.
 #[derive(Default)]
@@ -89,12 +49,11 @@ impl<'a> Views<'a> {
         (self.k.head(at.b, at.g, at.rows.clone()), self.v.head(at.b, at.g, at.rows.clone()))
     }
 }
+/// The state before every chunk, o, and the state after the last.
+pub(super) type Kept = (PerState, [Tensor; 2]);
 
-impl Operator for ValueGated {
-    /// The state before every chunk, o, and the state after the last.
-    type Kept = (PerState, [Tensor; 2]);
-
-    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Self::Kept)> {
+impl ValueGated {
+    pub(super) fn forward(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let Sizes { sharing, key_width, value_width, .. } = self.0;
         let (views, heads) = (Views::of(x)?, sharing.heads);
         let mut out = self.0.output();
@@ -122,10 +81,10 @@ impl Operator for ValueGated {
     /// With R the gradient of the state after a chunk and A's gradient the decayed product of do with v:
     /// dq = (do e^G) S^T + dA k, dk = (v e^(G_C - G)) R^T + dA^T q, dv = (k R) e^(G_C - G) + what A mixes back,
     /// dG = o do - v dv; then R = R e^(G_C) + q^T (do e^G).
-    fn backward_cpu(
+    pub(super) fn backward(
         &self,
         x: &[Tensor],
-        (states, [o, after]): Self::Kept,
+        (states, [o, after]): Kept,
         wanted: &[bool],
         up: &[Tensor],
     ) -> Result<Vec<Option<Tensor>>> {
@@ -182,12 +141,7 @@ impl Operator for ValueGated {
     }
 }
 
-/// One token, T = 1, without gradients: o [B, 1, H, V] and the state after, from the state before, [B, N, K, V].
-pub fn value_gated_step(qkv: (&Tensor, &Tensor, &Tensor), gate: &Tensor, state: &Tensor) -> Result<(Tensor, Tensor)> {
-    on_device(state, || value_gated_step_cpu(qkv, gate, state), no_formula)
-}
-
-fn value_gated_step_cpu(
+pub(super) fn value_gated_step(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     gate: &Tensor,
     state: &Tensor,

@@ -1,39 +1,15 @@
-//! Short causal convolution over tokens, one filter per channel: what gated mixers put before their q, k and v.
-//!
-//! ```text
-//! y_tn = f(bias_n + sum_j weight_nj x_{t-(W-1)+j, n})      f: identity or SiLU
-//! ```
-//!
-//! Taps reach neither into another document nor into padding: a row's first document goes on from the W - 1 inputs
-//! before it, later ones from zeros. One call serves a single token as well; the tail that it returns is the next
-//! call's `before`. As in flash-linear-attention's `ShortConvolution` (width 4, SiLU, no bias) and Mamba's `conv1d`.
+//! The kernels of the CPU.
 
-use crate::ops::Documents;
+use super::{ShortConvolution, Source};
+use crate::Result;
 use crate::ops::cpu::simd::{axpy, sigmoid, simd};
 use crate::ops::cpu::{Output, OutputPointer, Slice, gradients_of};
-use crate::ops::operator::{Operator, apply};
-use crate::ops::tape::Var;
-use crate::{Error, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Tokens of one task.
 const BLOCK: usize = 64;
-
-/// One call. Its inputs are x and weight, then bias and the inputs before where there are any.
-struct ShortConvolution {
-    batch: usize,
-    tokens: usize,
-    channels: usize,
-    taps: usize,
-    silu: bool,
-    /// Their places among the inputs.
-    bias: Option<usize>,
-    before: Option<usize>,
-    documents: Arc<Documents>,
-}
 
 /// Tokens of one document that one task handles.
 struct Block {
@@ -71,40 +47,6 @@ impl ShortConvolution {
         let start = (row * (self.taps - 1) + slot) * self.channels;
         start..start + self.channels
     }
-
-    /// What tap `hook` of the query at `token` reads.
-    fn source(&self, block: &Block, token: usize, hook: usize) -> Source {
-        let back = self.taps - 1 - hook;
-        let position = token - block.document.start;
-        if back <= position {
-            Source::Token(token - back)
-        } else if block.continues {
-            Source::Before(self.taps - 1 + position - back)
-        } else {
-            Source::Zero
-        }
-    }
-
-    /// What slot `slot` of the row's tail holds.
-    fn tail(&self, row: usize, slot: usize) -> Source {
-        let documents = self.documents.row(row);
-        let Some(document) = documents.last() else { return Source::Before(slot) };
-        let back = self.taps - 1 - slot;
-        if back <= document.len() {
-            Source::Token(document.end - back)
-        } else if documents.len() == 1 {
-            Source::Before(slot + document.len())
-        } else {
-            Source::Zero
-        }
-    }
-}
-
-enum Source {
-    Token(usize),
-    /// A slot of the inputs before the call.
-    Before(usize),
-    Zero,
 }
 
 /// The values of one call.
@@ -146,7 +88,8 @@ impl<'a> Inputs<'a> {
             None => to.fill(0.0),
         }
         for hook in 0..call.taps {
-            if let Some(x) = self.row(call, block.row, call.source(block, token, hook)) {
+            if let Some(x) = self.row(call, block.row, call.source(token, block.document.start, block.continues, hook))
+            {
                 multiply_add(to, self.weights(call, hook), x);
             }
         }
@@ -161,37 +104,8 @@ fn multiply_add(to: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// `x` [B, T, N], `weight` [N, W], `bias` `[N]`, `before` [B, W-1, N] the last inputs before the call (None: zeros) ->
-/// y [B, T, N] and the tail [B, W-1, N]: the last inputs of each row's last document, zeros where it has fewer.
-pub fn short_convolution(
-    x: &Var,
-    weight: &Var,
-    bias: Option<&Var>,
-    silu: bool,
-    before: Option<&Var>,
-    documents: &Arc<Documents>,
-) -> Result<(Var, Var)> {
-    let (batch, tokens, channels) = x.value().dims3()?;
-    let (filters, taps) = weight.value().dims2()?;
-    let fits = (documents.batch(), documents.tokens()) == (batch, tokens) && filters == channels && taps > 0;
-    let bias_fits = bias.is_none_or(|b| b.value().dims() == [channels]);
-    let before_fits = before.is_none_or(|b| b.value().dims() == [batch, taps - 1, channels]);
-    if !fits || !bias_fits || !before_fits {
-        let dims = [Some(x), Some(weight), bias, before].map(|x| x.map(|x| x.value().dims().to_vec()));
-        return Err(Error::Internal(format!("short convolution: x, weight, bias, before {dims:?}, {documents:?}")));
-    }
-    let inputs: Vec<&Var> = [Some(x), Some(weight), bias, before].into_iter().flatten().collect();
-    let (bias, before) = (bias.map(|_| 2), before.map(|_| inputs.len() - 1));
-    let call = ShortConvolution { batch, tokens, channels, taps, silu, bias, before, documents: documents.clone() };
-    let mut vars = apply(call, &inputs)?;
-    let tail = vars.pop().expect("two outputs");
-    Ok((vars.pop().expect("two outputs"), tail))
-}
-
-impl Operator for ShortConvolution {
-    type Kept = ();
-
-    fn forward_cpu(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
+impl ShortConvolution {
+    pub(super) fn forward(&self, x: &[Tensor], _keep: bool) -> Result<(Vec<Tensor>, ())> {
         let inputs = Inputs::of(self, x)?;
         let mut y = Output::padded(&[self.batch, self.tokens, self.channels], &self.documents);
         let y_at = y.pointer();
@@ -220,7 +134,7 @@ impl Operator for ShortConvolution {
 
     /// With u the sum before the activation and du = dy f'(u): dweight_nj = sum_t du_tn x_{t-(W-1)+j, n},
     /// dbias_n = sum_t du_tn, dx_sn = sum_j weight_nj du_{s+(W-1)-j, n}, and the tail's gradient where an input is kept.
-    fn backward_cpu(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    pub(super) fn backward(&self, x: &[Tensor], (): (), wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
         let inputs = Inputs::of(self, x)?;
         let (channels, taps) = (self.channels, self.taps);
         let (dy, dtail) = (Slice::of(&up[0])?, Slice::of(&up[1])?);
@@ -247,7 +161,11 @@ impl Operator for ShortConvolution {
                             du.copy_from_slice(&dy[at]);
                         }
                         for hook in 0..taps {
-                            if let Some(x) = inputs.row(self, block.row, self.source(block, token, hook)) {
+                            if let Some(x) = inputs.row(
+                                self,
+                                block.row,
+                                self.source(token, block.document.start, block.continues, hook),
+                            ) {
                                 multiply_add(&mut share[hook * channels..][..channels], du, x);
                             }
                         }
@@ -273,7 +191,7 @@ impl Operator for ShortConvolution {
         for block in firsts {
             for token in block.document.clone().take(taps - 1) {
                 for hook in 0..taps - 1 {
-                    if let Source::Before(slot) = self.source(block, token, hook) {
+                    if let Source::Before(slot) = self.source(token, block.document.start, block.continues, hook) {
                         let to = &mut dbefore.data()[self.slot_at(block.row, slot)];
                         multiply_add(to, inputs.weights(self, hook), &du[self.at(block.row, token)]);
                     }

@@ -1,61 +1,14 @@
-//! The delta rule: without a gate (DeltaNet), with one per token (Gated DeltaNet) or per key channel (KDA).
-//!
-//! ```text
-//! S~ = diag(e^(g_t)) S_{t-1}      S_t = S~ + beta_t k_t (v_t - S~^T k_t)^T      o_t = q_t^T S_t
-//! ```
-//!
-//! What a token corrects, u_t = v_t - S~^T k_t, depends on the corrections before it. In a chunk, with M the products
-//! of keys with earlier keys ([`Read::Decayed`]) and y = beta u,
-//!
-//! ```text
-//! (I + M diag(beta)) u = v - (k e^G) S      o = (q e^G) S + A y      S = e^(G_C) S + (k e^(G_C - G))^T y
-//! ```
-//!
-//! (the WY form of arXiv 2406.06484 and 2412.06464, applied to one right-hand side instead of two, since the chunks of
-//! a head follow each other here). Keys must have unit length, or beta |k|^2 <= 2, for the state to stay bounded.
+//! The kernels of the CPU.
 
+use super::{BETA, DeltaRule, GATE, STATE};
 use crate::Result;
-use crate::ops::Documents;
 use crate::ops::cpu::decay::{Decay, Read, gate_gradient, put_rows, state_terms, write};
 use crate::ops::cpu::matrix::{Mat, MatMut, Triangle};
 use crate::ops::cpu::simd::{axpy, dot, simd};
 use crate::ops::cpu::triangular::{solve, solve_transposed};
 use crate::ops::cpu::{HeadsView, Output, Slice, gradients_of, zeroed};
-use crate::ops::operator::{Operator, apply};
 use crate::ops::recurrence::{PerState, Place, Sizes, keep_next, take_last};
-use crate::ops::tape::Var;
 use candle_core::Tensor;
-use std::sync::Arc;
-
-/// One call. Its inputs are q, k, v, beta, state, and the gate if there is one.
-struct DeltaRule(Sizes);
-
-const BETA: usize = 3;
-const STATE: usize = 4;
-const GATE: usize = 5;
-
-/// `q` [B, T, H, K], `k` [B, T, G, K], `v` [B, T, G, V], `beta` [B, T, N, 1], log gates `gate` [B, T, N, 1 or K] (<= 0),
-/// and the state before, `before` [B, N, K, V] (None: zero). Returns o [B, T, H, V] and the state after.
-pub fn delta_rule(
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    beta: &Var,
-    gate: Option<&Var>,
-    before: Option<&Var>,
-    documents: &Arc<Documents>,
-) -> Result<(Var, Var)> {
-    let sizes = Sizes::of(q, v, beta.value().dim(2)?, gate, documents)?;
-    let state = sizes.state_before(before)?;
-    let mut others = vec![(beta, 1)];
-    others.extend(gate.map(|g| (g, sizes.narrow_or_key_gate())));
-    sizes.check("delta rule", k, &state, &others)?;
-    let mut inputs = vec![q, k, v, beta, &state];
-    inputs.extend(gate);
-    let mut vars = apply(DeltaRule(sizes), &inputs)?;
-    let state = vars.pop().expect("two outputs");
-    Ok((vars.pop().expect("two outputs"), state))
-}
 
 /// Buffers that a thread keeps between heads.
 #[derive(Default)]
@@ -150,7 +103,7 @@ impl Scratch {
 }
 
 /// What the forward pass keeps.
-struct Kept {
+pub(super) struct Kept {
     /// The state before every chunk, and after the last.
     states: PerState,
     after: Tensor,
@@ -159,10 +112,8 @@ struct Kept {
     products: PerState,
 }
 
-impl Operator for DeltaRule {
-    type Kept = Kept;
-
-    fn forward_cpu(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
+impl DeltaRule {
+    pub(super) fn forward(&self, x: &[Tensor], keep: bool) -> Result<(Vec<Tensor>, Kept)> {
         let Sizes { sharing, key_width, value_width, .. } = self.0;
         let (views, heads) = (Views::of(x)?, sharing.heads);
         let corrections = PerState::of_tokens(&self.0, value_width, keep);
@@ -197,7 +148,13 @@ impl Operator for DeltaRule {
     /// With R the gradient of the state after a chunk: dy = A^T do + (k e^(G_C - G)) R, w = (I + diag(beta) M)^-T dy,
     /// e = beta w; dv = e, dbeta = w.u, dM = -e y^T, and k has one gradient as what is read and one as what is written:
     /// dG = q dq + k dk_read - k dk_write. R = e^(G_C) R + (q e^G)^T do - (k e^G)^T e.
-    fn backward_cpu(&self, x: &[Tensor], kept: Kept, wanted: &[bool], up: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    pub(super) fn backward(
+        &self,
+        x: &[Tensor],
+        kept: Kept,
+        wanted: &[bool],
+        up: &[Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
         let Sizes { sharing, key_width: kw, value_width: vw, gate_width, .. } = self.0;
         let (size, heads, kv_heads) = (self.0.state(), sharing.heads, sharing.kv_heads);
         let views = Views::of(x)?;
