@@ -115,3 +115,29 @@ fn evaluate_repeats_the_run() {
     t.run("a plan that goes beyond", &plan);
     t.compare("evaluate_repeats_the_run");
 }
+
+/// The CPU without its kernels computes by the operators' formulas, as a new device does: a whole conversion gives the same
+/// losses and scores to rounding.
+#[test]
+fn without_kernels_a_conversion_is_the_same_to_rounding() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(SMOKE, folder.path().join("smoke.toml")).unwrap();
+    let convert = |kernels: &str| -> (Vec<f64>, Value) {
+        let arguments = [&["convert", "smoke.toml", "--out", kernels][..], &TINY].concat();
+        let output = subquad(folder.path(), &arguments).env("SUBQUAD_CPU_KERNELS", kernels).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let run = folder.path().join(kernels);
+        let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap();
+        let report = fs::read(run.join("4-evaluate/report.json")).unwrap();
+        (metrics.lines().map(loss).collect(), serde_json::from_slice(&report).unwrap())
+    };
+    let ((kernels, report), (formulas, by_formulas)) = (convert("1"), convert("0"));
+    assert_eq!((kernels.len(), formulas.len()), (16, 16));
+    for (a, b) in kernels.iter().zip(&formulas) {
+        assert!((a / b - 1.0).abs() < 1e-4, "{a} and {b}");
+    }
+    assert!(kernels != formulas, "formulas round in another way than kernels");
+    let (a, b) = (report["perplexity"].as_f64().unwrap(), by_formulas["perplexity"].as_f64().unwrap());
+    assert!((a / b - 1.0).abs() < 1e-4, "{a} and {b}");
+}
