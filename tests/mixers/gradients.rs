@@ -39,11 +39,11 @@ fn are_those_of_differences(case: &Case, layer_dims: LayerDims) {
         };
         let slope = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
         named[i].1 = value;
-        // Outputs are f32, and h divides their rounding. Formulas round more often than kernels: they weigh both sides of a
-        // product by its decay, where a kernel weighs the product, and add chunks up in more steps.
+        // Outputs are f32, and h divides their rounding. Formulas round more than kernels, most where a state grows: they
+        // weigh both sides of a product by its decay instead of the product, and multiply by an inverse instead of solving.
         let terms = (o.value() * &up).unwrap();
         let formulas = std::env::var_os("SUBQUAD_CPU_KERNELS").is_some_and(|value| value == "0");
-        let rounding = if formulas { 4e-7 } else { 2e-7 } * inner(&terms, &terms).sqrt() / h;
+        let rounding = if formulas { 2e-6 } else { 2e-7 } * inner(&terms, &terms).sqrt() / h;
         let what = &case.what;
         let allowed = 5e-3 * size.max(1.0) + rounding;
         assert!((slope - along).abs() < allowed, "{what}: {name}: {along} instead of {slope}");

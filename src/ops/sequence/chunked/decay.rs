@@ -12,7 +12,7 @@
 
 use crate::Result;
 use crate::ops::cpu::decay::Read;
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 /// Factors of one size of blocks, [Z, C / 2s, s, 1, w].
 struct Level {
@@ -45,22 +45,28 @@ fn halves(x: &Tensor, s: usize) -> Result<(Tensor, Tensor)> {
 impl Decay {
     /// Of log gates [Z, C, 1, w].
     pub fn of(gates: &Tensor) -> Result<Self> {
-        let size = gates.dim(1)?;
+        let (_, size, _, width) = gates.dims4()?;
+        let dtype = gates.dtype();
+        // Sums of a gate per token are f64, as the kernels have them, where the device has it (not Metal). Those of gates
+        // per channel would double what a formula keeps.
+        let wide = width == 1 && !gates.device().is_metal();
+        let gates = if wide { gates.to_dtype(DType::F64)? } else { gates.clone() };
+        let exp = |x: &Tensor| Ok(x.exp()?.to_dtype(dtype)?) as Result<_>;
         // Of every run of s tokens: sums up to each token, sums behind each, [Z, C, ..], and of all, [Z, C / s, ..].
         let (mut prefix, mut suffix, mut total) = (gates.clone(), gates.zeros_like()?, gates.clone());
         let (mut levels, mut s) = (vec![], 1);
         while s < size {
             let ((earlier, later), (behind_earlier, behind_later)) = (halves(&prefix, s)?, halves(&suffix, s)?);
             let (first, second) = halves(&total, 1)?;
-            levels.push(Level { rows: later.exp()?, columns: behind_earlier.exp()? });
+            levels.push(Level { rows: exp(&later)?, columns: exp(&behind_earlier)? });
             let join = |a: Tensor, b: Tensor| Ok(Tensor::cat(&[a, b], 2)?.reshape(gates.shape())?) as Result<_>;
             prefix = join(earlier, later.broadcast_add(&first)?)?;
             suffix = join(behind_earlier.broadcast_add(&second)?, behind_later)?;
             total = (first + second)?.squeeze(2)?;
             s *= 2;
         }
-        let keep = total.exp()?.squeeze(1)?.squeeze(1)?;
-        Ok(Decay { levels, start: prefix.exp()?, end: suffix.exp()?, keep })
+        let keep = exp(&total)?.squeeze(1)?.squeeze(1)?;
+        Ok(Decay { levels, start: exp(&prefix)?, end: exp(&suffix)?, keep })
     }
 }
 
