@@ -29,9 +29,7 @@ pub(crate) trait Operator: 'static {
 
     /// Outputs by the operator's formula, in candle's differentiable operations on the device of the inputs. Inputs are
     /// f32 (indices apart) and contiguous.
-    fn formula(&self, _: &[Tensor]) -> Result<Vec<Tensor>> {
-        Err(crate::Error::Internal("this operator has no formula yet".into()))
-    }
+    fn formula(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
 
     /// Gradients by the formula, `None` where they are not `wanted`. An operator whose graph as a whole would hold too much
     /// runs [`by_graph`] on its parts.
@@ -90,10 +88,6 @@ pub(crate) fn on_device<T>(
         Backend::Cpu => cpu(),
         Backend::Formula => formula(),
     }
-}
-
-pub(crate) fn no_formula<T>() -> Result<T> {
-    Err(crate::Error::Internal("this function has no formula yet".into()))
 }
 
 /// The outputs of an operator, recorded where an input is tracked. The first input decides device and output type.
