@@ -3,7 +3,8 @@
 //! and writes a checkpoint.
 //!
 //! # The way of a conversion
-//! A [`recipe`] says all of it; [`plan`] prices it from headers alone; [`run`] does it, and goes on where it was stopped.
+//! A [`recipe`] describes a conversion; [`plan`] computes its cost from headers alone; [`run`] executes it and resumes where it
+//! was stopped.
 //!
 //! ```text
 //! checkpoint, arch    headers -> Spec: what the teacher is, as plain data
@@ -17,7 +18,7 @@
 //! # The house
 //! Lowest first; a module uses only what stands above it in this list (`tests/layers.rs` holds the order):
 //!
-//! - [`error`]: the one error type: what, where, and what to do. [`progress`]: how long work says how far it is.
+//! - [`error`]: the one error type: what, where, and what to do. [`progress`]: progress and cancellation.
 //! - [`checkpoint`]: models on disk, read by their headers, written whole or not at all. [`hub`]: models and texts from the
 //!   Hugging Face Hub and to it. [`ops`]: operators with
 //!   hand-written gradients on the CPU, the recurrences that define them, and the tape that runs them backward.

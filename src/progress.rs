@@ -1,8 +1,8 @@
-//! How long work says how far it is, without knowing who listens; and how it is asked to stop.
+//! Progress reporting and cooperative cancellation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What is counted.
+/// The unit of a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Tokens,
@@ -16,9 +16,9 @@ pub trait Progress {
     fn begin(&mut self, what: &str, start: u64, total: u64, unit: Unit);
     /// `done` of the total are done; `note` is short, like `loss 1.234`.
     fn advance(&mut self, done: u64, note: &str);
-    /// The work is done; `summary` is one line for people, or empty.
+    /// The work is done; `summary` is one line for the user, or empty.
     fn end(&mut self, summary: &str);
-    /// One line for people between works.
+    /// One line for the user, outside any work.
     fn say(&mut self, line: &str);
 }
 

@@ -9,15 +9,15 @@ use crate::checkpoint::shown;
 use crate::error::Result;
 
 /// Bounds far above every model that exists; beyond them a number is a mistake, and products stay countable.
-const MOST_VOCAB: usize = 1 << 24;
-const MOST_WIDTH: usize = 1 << 18;
-const MOST_LAYERS: usize = 1 << 12;
-const MOST_HEADS: usize = 1 << 12;
-const MOST_HEAD_WIDTH: usize = 1 << 12;
-pub(super) const MOST_FFN: usize = 1 << 20;
-pub(super) const MOST_CONTEXT: usize = 1 << 30;
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_WIDTH: usize = 1 << 18;
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_HEADS: usize = 1 << 12;
+const MAX_HEAD_WIDTH: usize = 1 << 12;
+pub(super) const MAX_FFN: usize = 1 << 20;
+pub(super) const MAX_CONTEXT: usize = 1 << 30;
 /// The largest factor that a config may multiply something by.
-pub(super) const MOST_FACTOR: f64 = 1e6;
+pub(super) const MAX_FACTOR: f64 = 1e6;
 
 /// How a family names its sizes.
 pub(super) struct Keys {
@@ -66,14 +66,14 @@ pub(super) fn decoder(
         return Err(fields
             .wrong("`quantization_config` is set: quantised weights are not read", "give the unquantised checkpoint"));
     }
-    let width = fields.size(keys.width, MOST_WIDTH)?;
-    let heads = fields.size(keys.heads, MOST_HEADS)?;
-    let kv_heads = fields.optional_size(keys.kv_heads, MOST_HEADS)?.unwrap_or(heads);
+    let width = fields.size(keys.width, MAX_WIDTH)?;
+    let heads = fields.size(keys.heads, MAX_HEADS)?;
+    let kv_heads = fields.optional_size(keys.kv_heads, MAX_HEADS)?.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         let what = format!("`{}`, {heads}, is no multiple of `{}`, {kv_heads}", keys.heads, keys.kv_heads);
         return Err(fields.wrong(what, DAMAGED));
     }
-    let head_width = match fields.optional_size("head_dim", MOST_HEAD_WIDTH)? {
+    let head_width = match fields.optional_size("head_dim", MAX_HEAD_WIDTH)? {
         Some(head_width) => head_width,
         None if absent.head_width > 0 => absent.head_width,
         None if width.is_multiple_of(heads) => width / heads,
@@ -85,18 +85,18 @@ pub(super) fn decoder(
             return Err(fields.wrong(what, DAMAGED));
         }
     };
-    let ffn = match fields.optional_size(keys.ffn, MOST_FFN)? {
+    let ffn = match fields.optional_size(keys.ffn, MAX_FFN)? {
         None if absent.ffn > 0 => absent.ffn * width,
         Some(ffn) => ffn,
-        None => fields.size(keys.ffn, MOST_FFN)?,
+        None => fields.size(keys.ffn, MAX_FFN)?,
     };
-    let context = match fields.optional_size(keys.context, MOST_CONTEXT)? {
+    let context = match fields.optional_size(keys.context, MAX_CONTEXT)? {
         None if absent.context > 0 => absent.context,
         Some(context) => context,
-        None => fields.size(keys.context, MOST_CONTEXT)?,
+        None => fields.size(keys.context, MAX_CONTEXT)?,
     };
-    let vocab = fields.size("vocab_size", MOST_VOCAB)?;
-    let layers = fields.size(keys.layers, MOST_LAYERS)?;
+    let vocab = fields.size("vocab_size", MAX_VOCAB)?;
+    let layers = fields.size(keys.layers, MAX_LAYERS)?;
     let block = Block { scale: 1.0 / (head_width as f64).sqrt(), window: None, rope: None, experts: false };
     Ok(Spec {
         family,
@@ -190,7 +190,7 @@ pub(super) fn window_everywhere(spec: &mut Spec, fields: &Fields, absent: Option
 pub(super) fn window(fields: &Fields, absent: Option<usize>) -> Result<Option<usize>> {
     match fields.map.contains_key("sliding_window") {
         false => Ok(absent),
-        true => fields.optional_size("sliding_window", MOST_CONTEXT),
+        true => fields.optional_size("sliding_window", MAX_CONTEXT),
     }
 }
 

@@ -65,10 +65,10 @@ impl<'a> Fields<'a> {
 
     /// Whole numbers up to `most`; absent means none.
     pub fn list(&self, key: &str, most: usize) -> Result<Option<Vec<usize>>> {
-        const LONGEST: usize = 1 << 12;
+        const MAX_LENGTH: usize = 1 << 12;
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= most);
-        let list = value.as_array().filter(|list| list.len() <= LONGEST);
+        let list = value.as_array().filter(|list| list.len() <= MAX_LENGTH);
         let list = list.and_then(|list| list.iter().map(number).collect::<Option<Vec<usize>>>());
         list.map(Some).ok_or_else(|| self.impossible(key, value, &format!("a list of whole numbers up to {most}")))
     }
@@ -84,11 +84,11 @@ impl<'a> Fields<'a> {
 
     /// One token id or a list of them, each below `vocab`; absent means none.
     pub fn tokens(&self, key: &str, vocab: usize) -> Result<Vec<u32>> {
-        const MOST: usize = 1000;
+        const MAX_TOKENS: usize = 1000;
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let id = |v: &Value| v.as_u64().filter(|&id| id < vocab as u64).and_then(|id| u32::try_from(id).ok());
         let ids = match value {
-            Value::Array(list) if list.len() <= MOST => list.iter().map(id).collect::<Option<Vec<u32>>>(),
+            Value::Array(list) if list.len() <= MAX_TOKENS => list.iter().map(id).collect::<Option<Vec<u32>>>(),
             one => id(one).map(|id| vec![id]),
         };
         ids.ok_or_else(|| self.impossible(key, value, &format!("token ids below the vocabulary's {vocab}")))

@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 const WINDOW: usize = 4096;
-const MOST_CAP: f64 = 1e9;
+const MAX_CAP: f64 = 1e9;
 
 fn spec(fields: &Fields) -> Result<Spec> {
     let mut spec = body(fields, FAMILY.name, (Some(50.0), Some(30.0)))?;
@@ -36,7 +36,7 @@ pub(super) fn body(fields: &Fields, family: &'static str, caps: (Option<f64>, Op
     let scalar = fields.optional_positive("query_pre_attn_scalar", 1e9)?.unwrap_or(256.0);
     spec.blocks.iter_mut().for_each(|block| block.scale = 1.0 / scalar.sqrt());
     let cap = |key: &str, absent| match fields.map.contains_key(key) {
-        true => fields.optional_positive(key, MOST_CAP),
+        true => fields.optional_positive(key, MAX_CAP),
         false => Ok(absent),
     };
     spec.score_cap = cap("attn_logit_softcapping", caps.0)?;

@@ -1,6 +1,6 @@
 //! Granite 3: Llama with factors of the embedding, the scores, what blocks add, and the logits.
 
-use super::common::{ABSENT, KEYS, MOST_FACTOR, QKVO, activation, biases, decoder};
+use super::common::{ABSENT, KEYS, MAX_FACTOR, QKVO, activation, biases, decoder};
 use super::fields::Fields;
 use super::names::{LLAMA, Target};
 use super::ropes::{WHOLE, everywhere};
@@ -21,7 +21,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.activation = activation(fields, "hidden_act", "silu")?;
     biases(&mut spec, fields, "attention_bias", false, &QKVO)?;
     biases(&mut spec, fields, "mlp_bias", false, &[Target::Gate, Target::Up, Target::Down])?;
-    let factor = |key| -> Result<f64> { Ok(fields.optional_positive(key, MOST_FACTOR)?.unwrap_or(1.0)) };
+    let factor = |key| -> Result<f64> { Ok(fields.optional_positive(key, MAX_FACTOR)?.unwrap_or(1.0)) };
     spec.multipliers.embedding = factor("embedding_multiplier")?;
     spec.multipliers.residual = factor("residual_multiplier")?;
     spec.multipliers.logits = 1.0 / factor("logits_scaling")?;

@@ -198,8 +198,8 @@ fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, path: &
 /// Appends the ends of text that `generation_config.json` adds to `config.json`'s: chat models stop at more than one.
 fn add_generation_ends(spec: &mut Spec, checkpoint: &Checkpoint) -> Result<()> {
     const NAME: &str = "generation_config.json";
-    const LARGEST: u64 = 1 << 20;
-    let Some(bytes) = checkpoint.files().read_at_most(NAME, LARGEST)? else { return Ok(()) };
+    const MAX_BYTES: u64 = 1 << 20;
+    let Some(bytes) = checkpoint.files().read_at_most(NAME, MAX_BYTES)? else { return Ok(()) };
     let path = checkpoint.files().place(NAME);
     let Ok(config) = serde_json::from_slice::<Map<String, Value>>(&bytes) else {
         return Err(Error::config(path, "this is not a JSON object", "download or copy the file again, or remove it"));

@@ -1,6 +1,6 @@
 //! Qwen3 with a mixture of experts in all layers, or in some. Attention is converted, the experts stay as they are.
 
-use super::common::{MOST_FFN, window_everywhere};
+use super::common::{MAX_FFN, window_everywhere};
 use super::fields::Fields;
 use super::spec::Experts;
 use super::{Family, Spec, qwen3};
@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
 
 const WINDOW: usize = 4096;
 /// Of all layers together; far above every model that exists.
-const MOST_EXPERTS: usize = 1 << 16;
+const MAX_EXPERTS: usize = 1 << 16;
 
 fn spec(fields: &Fields) -> Result<Spec> {
     let mut spec = qwen3::body(fields, FAMILY.name)?;
@@ -32,7 +32,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
     spec.experts = Some(Experts {
         count,
         per_token: per_token(fields, count, 8)?,
-        ffn: fields.optional_size("moe_intermediate_size", MOST_FFN)?.unwrap_or(768),
+        ffn: fields.optional_size("moe_intermediate_size", MAX_FFN)?.unwrap_or(768),
         normalised: fields.flag_or("norm_topk_prob", false)?,
     });
     let step = fields.optional_size("decoder_sparse_step", 1 << 12)?.unwrap_or(1);
@@ -46,7 +46,7 @@ fn spec(fields: &Fields) -> Result<Spec> {
 /// The number of experts, under the first of the keys that is there; all layers' together stay countable.
 pub(super) fn experts(fields: &Fields, keys: &[&str], layers: usize) -> Result<usize> {
     let key = keys.iter().find(|key| fields.get(key).is_some()).unwrap_or(&keys[0]);
-    fields.size(key, MOST_EXPERTS / layers)
+    fields.size(key, MAX_EXPERTS / layers)
 }
 
 /// `num_experts_per_tok`, at most all of them.

@@ -3,14 +3,14 @@
 
 use serde_json::{Map, Value};
 
-use super::common::{MOST_CONTEXT, MOST_FACTOR};
+use super::common::{MAX_CONTEXT, MAX_FACTOR};
 use super::fields::Fields;
 use super::spec::{Rope, Scaling, Spec};
 use crate::checkpoint::shown;
 use crate::error::Result;
 
 const LEAST_THETA: f64 = 1.0;
-const MOST_THETA: f64 = 1e15;
+const MAX_THETA: f64 = 1e15;
 const LEAST_FACTOR: f64 = 1e-3;
 
 /// What a family says where `config.json` says nothing, and under which other names.
@@ -110,7 +110,7 @@ pub(super) fn object<'a>(fields: &Fields<'a>, key: &str) -> Result<Option<&'a Ma
 
 /// A base of frequencies, where the key is there.
 pub(super) fn optional(fields: &Fields, key: &str) -> Result<Option<f64>> {
-    fields.get(key).map(|_| fields.number(key, LEAST_THETA, MOST_THETA, LEAST_THETA)).transpose()
+    fields.get(key).map(|_| fields.number(key, LEAST_THETA, MAX_THETA, LEAST_THETA)).transpose()
 }
 
 /// A number that may stand in several places, and must be the same in all.
@@ -142,7 +142,7 @@ impl<'a, 'b> Agreed<'a, 'b> {
 /// The scaling that a block describes.
 fn scaling(spec: &Spec, fields: &Fields, block: &Fields, key: &str, positions: &Positions) -> Result<Scaling> {
     let kind = block.text("rope_type", block.text("type", "default")?)?;
-    let factor = |key: &str| block.number(key, LEAST_FACTOR, MOST_FACTOR, 1.0);
+    let factor = |key: &str| block.number(key, LEAST_FACTOR, MAX_FACTOR, 1.0);
     let needed = |key: &str| match block.get(key) {
         Some(_) => factor(key),
         None => Err(block.wrong(format!("`{key}` is missing in rotary positions of the kind `{kind}`"), INCOMPLETE)),
@@ -150,9 +150,9 @@ fn scaling(spec: &Spec, fields: &Fields, block: &Fields, key: &str, positions: &
     // What the family has at the top level goes first, then the block's own, then the whole context.
     let original = || -> Result<usize> {
         let name = "original_max_position_embeddings";
-        let own = block.optional_size(name, MOST_CONTEXT)?;
+        let own = block.optional_size(name, MAX_CONTEXT)?;
         let context = match positions.original {
-            Some(absent) => fields.optional_size(name, MOST_CONTEXT)?.unwrap_or(absent),
+            Some(absent) => fields.optional_size(name, MAX_CONTEXT)?.unwrap_or(absent),
             None => own.unwrap_or(spec.context),
         };
         match context {
@@ -193,7 +193,7 @@ fn scaling(spec: &Spec, fields: &Fields, block: &Fields, key: &str, positions: &
             let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
             let mscale = |key: &str| match block.get(key) {
                 None => Ok(None),
-                Some(_) => block.number(key, 0.0, MOST_FACTOR, 0.0).map(|m| Some(m).filter(|m| *m > 0.0)),
+                Some(_) => block.number(key, 0.0, MAX_FACTOR, 0.0).map(|m| Some(m).filter(|m| *m > 0.0)),
             };
             let attention = match (mscale("mscale")?, mscale("mscale_all_dim")?) {
                 _ if block.get("attention_factor").is_some() => self::attention(block)?,
@@ -203,8 +203,8 @@ fn scaling(spec: &Spec, fields: &Fields, block: &Fields, key: &str, positions: &
             Ok(Scaling::Yarn {
                 factor,
                 context,
-                fast: block.number("beta_fast", LEAST_FACTOR, MOST_FACTOR, 32.0)?,
-                slow: block.number("beta_slow", LEAST_FACTOR, MOST_FACTOR, 1.0)?,
+                fast: block.number("beta_fast", LEAST_FACTOR, MAX_FACTOR, 32.0)?,
+                slow: block.number("beta_slow", LEAST_FACTOR, MAX_FACTOR, 1.0)?,
                 truncate: block.flag_or("truncate", true)?,
                 attention,
             })
@@ -219,18 +219,19 @@ fn scaling(spec: &Spec, fields: &Fields, block: &Fields, key: &str, positions: &
 const INCOMPLETE: &str = "`config.json` is damaged: download or copy it again";
 
 fn attention(block: &Fields) -> Result<f64> {
-    block.number("attention_factor", LEAST_FACTOR, MOST_FACTOR, 1.0)
+    block.number("attention_factor", LEAST_FACTOR, MAX_FACTOR, 1.0)
 }
 
 /// A factor for every pair of channels.
 fn factors(block: &Fields, key: &str) -> Result<Vec<f64>> {
-    const MOST: usize = 1 << 12;
+    const MAX_FACTORS: usize = 1 << 12;
     let Some(value) = block.get(key) else {
         return Err(block.wrong(format!("`{key}` is missing in rotary positions of the kind `longrope`"), INCOMPLETE));
     };
-    let number = |v: &Value| v.as_f64().filter(|x| (LEAST_FACTOR..=MOST_FACTOR).contains(x));
-    let list = value.as_array().filter(|list| list.len() <= MOST).and_then(|list| list.iter().map(number).collect());
-    list.ok_or_else(|| block.impossible(key, value, &format!("a list of numbers from {LEAST_FACTOR} to {MOST_FACTOR}")))
+    let number = |v: &Value| v.as_f64().filter(|x| (LEAST_FACTOR..=MAX_FACTOR).contains(x));
+    let list =
+        value.as_array().filter(|list| list.len() <= MAX_FACTORS).and_then(|list| list.iter().map(number).collect());
+    list.ok_or_else(|| block.impossible(key, value, &format!("a list of numbers from {LEAST_FACTOR} to {MAX_FACTOR}")))
 }
 
 /// Whether the numbers go together.

@@ -16,7 +16,7 @@ use super::words::shown;
 use crate::error::{Error, Result};
 
 /// Largest file that is read whole into memory: tokenizers have tens of megabytes. Weights are mapped, not read.
-const LARGEST_READ: u64 = 1 << 30;
+const MAX_READ: u64 = 1 << 30;
 /// What the names of files of weights end with.
 const SAFETENSORS: &str = ".safetensors";
 
@@ -120,7 +120,7 @@ impl Files {
 
     /// The contents of a file; `None` when there is no such file.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
-        self.read_at_most(name, LARGEST_READ)
+        self.read_at_most(name, MAX_READ)
     }
 
     /// As [`Files::read`]; a file of more than `limit` bytes is an error.

@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 /// Bytes of the length before the header.
 const PREFIX: usize = 8;
 /// Longest header that is read or written: 25 MB, as the Hub allows; room for 200,000 tensors.
-const LONGEST: usize = 25_000_000;
+const MAX_LENGTH: usize = 25_000_000;
 /// Most dimensions of a tensor.
-const MOST_DIMENSIONS: usize = 8;
+const MAX_DIMENSIONS: usize = 8;
 
 const INCOMPLETE: &str = "the file is incomplete: download or copy it again";
 const WRONG: &str = "the program that wrote this file wrote a wrong header, or the file is damaged: get it again";
@@ -71,9 +71,9 @@ pub(super) fn decode(bytes: &[u8], whole: u64, path: &Path) -> Result<Header> {
         return Err(wrong(format!("{} bytes are too few for a safetensors file", bytes.len()), INCOMPLETE));
     };
     let length = u64::from_le_bytes(*length);
-    if length > LONGEST as u64 {
+    if length > MAX_LENGTH as u64 {
         return Err(wrong(
-            format!("this is no safetensors file: its header would have {length} bytes, at most {LONGEST} are read"),
+            format!("this is no safetensors file: its header would have {length} bytes, at most {MAX_LENGTH} are read"),
             "only safetensors files are read; convert other formats first, or get the file again",
         ));
     }
@@ -147,7 +147,7 @@ fn check(tensors: &BTreeMap<String, Entry>, available: usize, wrong: &impl Fn(St
 
 /// Bytes of a tensor; `None` when they are no whole number or too many to count.
 fn size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    if shape.len() > MOST_DIMENSIONS {
+    if shape.len() > MAX_DIMENSIONS {
         return None;
     }
     // Zeros count as ones at first: `[0, 2^63, 2^63]` holds nothing, but its strides overflow.
@@ -161,7 +161,7 @@ fn size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
 /// A shape for messages, cut when it is long.
 fn extents(shape: &[usize]) -> String {
     match shape.len() {
-        0..=MOST_DIMENSIONS => format!("{shape:?}"),
+        0..=MAX_DIMENSIONS => format!("{shape:?}"),
         n => format!("[{}, …] of {n} dimensions", shape[0]),
     }
 }
@@ -193,7 +193,7 @@ pub(super) fn encode(tensors: &[(String, Dtype, Vec<usize>)], metadata: &BTreeMa
     }
     let mut json = serde_json::Value::Object(entries).to_string().into_bytes();
     json.resize(json.len().next_multiple_of(PREFIX), b' ');
-    if json.len() > LONGEST {
+    if json.len() > MAX_LENGTH {
         return Err(Error::Internal(format!("a header of {} bytes is longer than readers accept", json.len())));
     }
     let mut header = (json.len() as u64).to_le_bytes().to_vec();

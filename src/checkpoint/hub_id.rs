@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Longest owner or name that the Hub gives.
-const LONGEST: usize = 96;
+const MAX_LENGTH: usize = 96;
 /// Revisions with a `/` in them that are not branches: pull requests and the Hub's own conversions.
 const REFS: [&str; 2] = ["refs/pr/", "refs/convert/"];
 
@@ -77,7 +77,7 @@ pub fn is_hub_id(text: &str) -> bool {
 
 fn is_part(part: &str) -> bool {
     !part.is_empty()
-        && part.len() <= LONGEST
+        && part.len() <= MAX_LENGTH
         && !part.starts_with(['.', '-'])
         && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }

@@ -11,7 +11,7 @@ use super::{INDEX, WEIGHTS};
 use crate::error::{Error, Result};
 
 /// Largest index that is read.
-const LARGEST_INDEX: u64 = 100_000_000;
+const MAX_INDEX: u64 = 100_000_000;
 
 /// One file of weights.
 pub(super) struct Shard {
@@ -30,7 +30,7 @@ pub(super) fn shards(files: &Files) -> Result<Vec<Shard>> {
     if let Some(shard) = shard(files, WEIGHTS)? {
         return Ok(vec![shard]);
     }
-    let Some(index) = files.read_at_most(INDEX, LARGEST_INDEX)? else { return Err(no_weights(files)) };
+    let Some(index) = files.read_at_most(INDEX, MAX_INDEX)? else { return Err(no_weights(files)) };
     let place = files.place(INDEX);
     let wrong = |what: String, hint: &str| Error::checkpoint(&place, what, hint);
     let index: Index = serde_json::from_slice(&index).map_err(|e| {

@@ -17,7 +17,7 @@ use super::words::{nearest, shown};
 use crate::error::{Error, Result};
 
 /// Largest `config.json` that is read.
-const LARGEST_CONFIG: u64 = 1 << 20;
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// What to do about numbers that are not finite.
 const NOT_FINITE: &str = "the file is damaged, or was saved by a training that had diverged: download or copy it again, or \
@@ -210,7 +210,7 @@ fn stored(dtype: Dtype) -> Option<DType> {
 
 fn config(files: &Files) -> Result<Map<String, Value>> {
     let place = files.place(CONFIG);
-    let Some(bytes) = files.read_at_most(CONFIG, LARGEST_CONFIG)? else {
+    let Some(bytes) = files.read_at_most(CONFIG, MAX_CONFIG)? else {
         let hint = match files.has_folder("snapshots") {
             true => "this is a folder of the Hub's cache: give the folder of one revision under its `snapshots`",
             false => "a model is a folder in the Hugging Face layout: `config.json`, `tokenizer.json` and safetensors",

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::plan;
 use crate::recipe::Recipe;
 
-/// Name every error of a recipe at once, with line and column
+/// Report every error of a recipe at once, with line and column
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

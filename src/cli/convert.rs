@@ -6,9 +6,9 @@ use super::plan::RunArgs;
 use super::printer::Printer;
 use crate::{Result, run};
 
-/// Do what a recipe says: convert a model, evaluate it, write it
+/// Run a recipe: convert, evaluate and export a model
 ///
-/// The same command continues a run that was stopped; what is finished and unchanged is not done twice.
+/// The same command continues a run that was stopped, and skips what is finished and unchanged.
 /// Prints the folder of the converted model.
 #[derive(clap::Args)]
 pub(super) struct Args {

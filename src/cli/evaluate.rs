@@ -13,7 +13,7 @@ use std::path::Path;
 /// Longest window that is chosen for a model of which no training length is known.
 const MAX_DEFAULT_SEQUENCE: usize = 1024;
 
-/// Measure perplexity, and the distance to a teacher, on a text
+/// Measure perplexity and the distance to the teacher on a text
 ///
 /// A converted model is compared with its teacher, and with controls that switch off a branch of its
 /// mixers. Perplexity: the text is cut into consecutive windows, each token but the first of a window is

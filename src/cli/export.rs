@@ -12,11 +12,11 @@ use crate::model::Student;
 use crate::run::{Unmerged, is_run, unmerged};
 use crate::{Error, Result};
 
-/// Write a converted model to another folder, or in another form
+/// Write a converted model to another folder, or in another format
 ///
-/// `convert` has written the model already, into its run; this copies it. With --adapter the last low-rank update of a
-/// run is kept apart: the folder holds the converted model without it, and the folder `adapter` in it the update in
-/// PEFT's format.
+/// `convert` has already written the model into its run; this command copies it. With --adapter the last low-rank update
+/// of a run stays separate: the folder holds the converted model without it, and its subfolder `adapter` holds the update
+/// in PEFT's format.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A run, or a converted model
@@ -24,13 +24,13 @@ pub(super) struct Args {
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Keep the run's last low-rank update apart, in PEFT's format
+    /// Write the run's last low-rank update separately, in PEFT's format
     #[arg(long)]
     adapter: bool,
-    /// What the update names as the model below it, OWNER/NAME or a path; with --adapter [default: the name of DIR]
+    /// Name of the base model to write into the adapter, OWNER/NAME or a path; with --adapter [default: the name of DIR]
     #[arg(long, value_name = "MODEL", value_parser = NonEmptyStringValueParser::new())]
     base: Option<String>,
-    /// What to write
+    /// The format to write
     #[arg(long, value_enum, default_value_t = Format::Huggingface, conflicts_with = "adapter")]
     format: Format,
 }

@@ -9,10 +9,10 @@ use crate::model::{Sampler, Session};
 use crate::progress::check_interrupt;
 use crate::{Error, Result};
 
-/// Continue a text, greedily unless a temperature is given
+/// Continue a prompt, greedily unless a temperature is given
 ///
-/// The prompt and its continuation go to stdout as they come, figures to stderr. What the model's
-/// generation_config.json suggests is not applied.
+/// The prompt and its continuation go to stdout as they are generated, figures to stderr. The settings in
+/// the model's generation_config.json are not applied.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A folder, a run, builtin:NAME, or OWNER/NAME[@REVISION] on the Hub
@@ -20,16 +20,16 @@ pub(super) struct Args {
     /// The text to continue
     #[arg(long, value_name = "TEXT")]
     prompt: String,
-    /// Tokens to add at most
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
-    /// 0: always the most likely token; 1: as likely as the model says
+    /// Sampling temperature. 0: greedy; 1: sample from the model's distribution
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     temperature: f32,
-    /// Draw only from the most likely tokens that hold this share of the probability
+    /// Sample from the most likely tokens whose probabilities add up to this (nucleus sampling)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true)]
     top_p: f32,
-    /// Seeds the draws
+    /// Seed of the sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }

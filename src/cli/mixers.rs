@@ -10,9 +10,9 @@ use crate::mixer::{self, MIXERS};
 /// List the mechanisms that can replace softmax attention, or explain one with its options
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Explain this one
+    /// The mixer to explain
     name: Option<String>,
-    /// Count for the layers of this model: a folder, a run, or builtin:NAME [default: the sizes of Llama 3.2 1B]
+    /// Compute state and parameters for this model: a folder, a run, or builtin:NAME [default: the sizes of Llama 3.2 1B]
     #[arg(long = "for", value_name = "MODEL")]
     model: Option<String>,
     /// Print JSON

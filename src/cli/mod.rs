@@ -40,13 +40,13 @@ use printer::Printer;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Errors and data only
+    /// Print errors and data only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Log what is done (-v) and its details (-vv); the variable RUST_LOG selects modules
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Ask nothing of the network: the cache of the Hub alone, as with HF_HUB_OFFLINE=1
+    /// Do not use the network; read the Hub cache only (same as HF_HUB_OFFLINE=1)
     #[arg(long, global = true)]
     offline: bool,
 }

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::plan::{Machine, Plan, run_folder};
 use crate::recipe::Recipe;
 
-/// Show what a recipe would do, with memory, disk and time; writes nothing
+/// Show the stages, memory, disk and time of a recipe, without running it
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -13,8 +13,8 @@ use crate::{Error, Result};
 
 /// Send a model to the Hugging Face Hub, in one commit
 ///
-/// What the repository has already is not sent again; weights of an earlier model in it are removed. A repository that is
-/// not there is created, private unless --public. Prints the address of the commit.
+/// Files that the repository already has are not sent again; weights of an earlier model in it are removed. A missing
+/// repository is created, private unless --public. Prints the address of the commit.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The folder of a model, or a run
@@ -22,10 +22,10 @@ pub(super) struct Args {
     /// The repository
     #[arg(long, value_name = "OWNER/NAME")]
     repo: String,
-    /// Create it for everyone to see
+    /// Make a repository that is created public
     #[arg(long)]
     public: bool,
-    /// What the commit is called
+    /// The message of the commit
     #[arg(long, value_name = "TEXT", default_value = "Upload a model converted by subquad")]
     message: String,
     /// Show what would be sent, and send nothing

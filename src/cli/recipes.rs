@@ -22,14 +22,14 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List them
+    /// List the recipes
     Ls,
-    /// Print one
+    /// Print a recipe
     Show {
         /// Its name
         name: String,
     },
-    /// Copy one to a file, to edit it, with the schema beside it for editors
+    /// Copy a recipe to a file to edit, with the schema beside it for editors
     Cp {
         /// Its name
         name: String,

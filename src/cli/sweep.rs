@@ -12,9 +12,9 @@ use crate::{Error, Result};
 
 /// Run a recipe with every mixer in turn and compare them
 ///
-/// Each mixer, at its defaults, with each window is a run of its own in DIR; what came of it is in
-/// DIR/MIXER-windowN.json or DIR/MIXER-alone.json, and these files are all that --table needs. The same
-/// command continues a sweep that was stopped, and several may work in one DIR. Models are not written.
+/// Each combination of a mixer, at its defaults, and a window is a run of its own in DIR. Its results go to
+/// DIR/MIXER-windowN.json or DIR/MIXER-alone.json; --table needs only these files. The same command
+/// continues a sweep that was stopped, and several processes may work in one DIR. Models are not written.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -22,13 +22,13 @@ pub(super) struct Args {
     /// Mixers in place of the recipe's own, separated by commas, or `all`
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     mixers: Vec<String>,
-    /// Windows beside each of them: `none`, or how many keys it has
+    /// Windows beside each mixer: `none`, or a number of keys; separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "none,64")]
     windows: Vec<String>,
     /// The folder of all runs [default: runs/NAME of the recipe]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Run nothing: print what is there
+    /// Run nothing; print the table of the results that exist
     #[arg(long)]
     table: bool,
     /// Print JSON

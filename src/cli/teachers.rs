@@ -7,7 +7,7 @@ use super::printer::Printer;
 use crate::Result;
 use crate::arch::{FAMILIES, Family};
 
-/// List the families of teachers: their types, what of them is kept, and what is refused
+/// List the supported families of teachers, with the features that are supported and refused
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Print JSON

@@ -114,8 +114,8 @@ fn front_matter(student: &Student, teacher: &Checkpoint) -> Result<String> {
 
 /// The licence that the teacher's own card names, where it is one of the Hub's plain identifiers.
 pub(super) fn license(teacher: &Checkpoint) -> Result<Option<String>> {
-    const LARGEST: u64 = 1 << 20;
-    let Ok(Some(bytes)) = teacher.files().read_at_most(super::files::CARD, LARGEST) else { return Ok(None) };
+    const MAX_BYTES: u64 = 1 << 20;
+    let Ok(Some(bytes)) = teacher.files().read_at_most(super::files::CARD, MAX_BYTES) else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines();
     if lines.next().map(str::trim_end) != Some("---") {

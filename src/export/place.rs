@@ -1,4 +1,4 @@
-//! Where an export goes: a hidden folder beside the target while it is made, the target's name when it is whole.
+//! Staging directory of an export: write to a hidden sibling of the target, rename it when complete.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -26,7 +26,7 @@ const SMALL: [&str; 11] = [
 /// What the names of licences start with; they go with the model wherever it goes.
 const LEGAL: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "COPYING"];
 /// Names that a message lists at most.
-const MOST_NAMES: usize = 12;
+const MAX_NAMES: usize = 12;
 
 /// The files of a model that are read whole by everyone: all but the weights, and the index of these.
 pub(super) fn small(listing: &Listing) -> Vec<&Entry> {
@@ -123,7 +123,7 @@ pub(super) fn texts<'a>(id: &HubId, listing: &'a Listing, endpoint: &str) -> Res
 fn names<'a>(files: impl Iterator<Item = &'a Entry>) -> String {
     let all: Vec<String> = files.map(|entry| format!("`{}`", crate::checkpoint::shown(&entry.path))).collect();
     match all.len() {
-        0..=MOST_NAMES => all.join(", "),
-        n => format!("{} and {} more", all[..MOST_NAMES].join(", "), n - MOST_NAMES),
+        0..=MAX_NAMES => all.join(", "),
+        n => format!("{} and {} more", all[..MAX_NAMES].join(", "), n - MAX_NAMES),
     }
 }

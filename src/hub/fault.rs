@@ -10,9 +10,9 @@ use crate::Error;
 use crate::checkpoint::{HubId, shown};
 
 /// Longest wait that a Hub may ask for and get.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 /// Characters of the Hub's own words that are shown.
-const MOST_WORDS: usize = 200;
+const MAX_WORDS: usize = 200;
 
 /// Why a request gave nothing.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Fault {
     pub fn wait(&self, usual: Duration) -> Option<Duration> {
         match self {
             Fault::Answer { status: 408 | 429 | 500 | 502 | 503 | 504, wait, .. } => {
-                Some(wait.unwrap_or(usual)).filter(|&wait| wait <= LONGEST_WAIT)
+                Some(wait.unwrap_or(usual)).filter(|&wait| wait <= MAX_WAIT)
             }
             Fault::Network(_) => Some(usual),
             _ => None,
@@ -169,7 +169,7 @@ impl Fault {
 fn said(words: &str, session: &Session) -> String {
     match words.is_empty() {
         true => String::new(),
-        false => format!(" (it says: {})", session.clean(words).chars().take(MOST_WORDS).collect::<String>()),
+        false => format!(" (it says: {})", session.clean(words).chars().take(MAX_WORDS).collect::<String>()),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Bytes of a file of weights that are fetched for its header at first; most headers are shorter.
 const FIRST_HEAD: u64 = 128 << 10;
 /// Longest header, as in `checkpoint`.
-const LONGEST_HEAD: u64 = 25_000_000;
+const MAX_HEAD: u64 = 25_000_000;
 
 /// A repository as this machine sees it.
 struct Repository<'a> {
@@ -195,7 +195,7 @@ impl<'a> Repository<'a> {
         let fetcher = self.fetcher(listing, &address);
         let mut bytes = fetcher.head(entry, FIRST_HEAD).map_err(|fault| self.explain(fault))?;
         if let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) {
-            let needed = 8 + length.min(LONGEST_HEAD);
+            let needed = 8 + length.min(MAX_HEAD);
             if needed > FIRST_HEAD {
                 bytes = fetcher.head(entry, needed).map_err(|fault| self.explain(fault))?;
             }

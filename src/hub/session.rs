@@ -31,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// A Hub may be busy for so long with what was sent to it: a commit, or a file to be put together.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Entries of a listing that are read; repositories have thousands at most.
-const MOST_ENTRIES: usize = 200_000;
+const MAX_ENTRIES: usize = 200_000;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
@@ -159,8 +159,8 @@ impl Session {
             let (page, more) = self.repeated(|| self.page(address.clone()))?;
             let Value::Array(page) = page else { return Err(Fault::Nonsense("a listing that is none".into())) };
             all.extend(page);
-            if all.len() > MOST_ENTRIES {
-                return Err(Fault::Nonsense(format!("a listing of more than {MOST_ENTRIES} entries")));
+            if all.len() > MAX_ENTRIES {
+                return Err(Fault::Nonsense(format!("a listing of more than {MAX_ENTRIES} entries")));
             }
             // Another host would be given the token.
             next = more.filter(|more| more.starts_with(&format!("{}/", self.endpoint)));

@@ -88,7 +88,7 @@ pub struct CalibrationParam {
     pub update: CalibrationUpdate,
 }
 
-/// What a knob is turned for, one by one.
+/// Granularity of the search: per query head or per KV head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granularity {
     /// H
@@ -97,7 +97,7 @@ pub enum Granularity {
     KvHead,
 }
 
-/// What a knob's value does to a head's part of the tensor.
+/// Effect of a tried value on a head's part of the tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CalibrationUpdate {
     /// Every element becomes the value: biases of gates.

@@ -1,8 +1,9 @@
-//! Operators with hand-written gradients: the only door to tensors' arithmetic.
+//! Operators with gradients: the only door to tensors' arithmetic.
 //!
-//! Each file holds one operator: its formula, shapes, forward and backward. The core operators of attention have the
-//! plain recurrence beside them in [`mod@reference`], written in candle's differentiable operations; the shared suite in
-//! `tests/operators` compares the two. Shape letters are those of the crate's front page.
+//! Each operator has a signature with its checks, a formula in candle's device-neutral operations that any device can run,
+//! and hand-written kernels of the CPU, forward and backward; the seam between them is `autograd/operator.rs`. The core
+//! operators of attention have the plain recurrence beside them in [`mod@naive`]; the shared suite in `tests/operators`
+//! compares all three. Shape letters are those of the crate's front page.
 
 mod autograd;
 mod basic;

@@ -44,7 +44,7 @@ pub struct Plan {
     /// Bytes that `convert` would first download from the Hub.
     pub download: u64,
     pub machine: Machine,
-    /// What goes on, and that people should know.
+    /// Warnings to show to the user.
     pub notes: Vec<String>,
 }
 

@@ -32,7 +32,7 @@ impl RunFolder {
         let names = ours::names(path)?;
         if !ours::is_run_or_empty(path, &names)? {
             let hint = "choose another folder with `--out`; nothing in this one was touched";
-            return Err(Error::run(path, "the folder holds other things than a run", hint));
+            return Err(Error::run(path, "this folder is not empty and is not a subquad run", hint));
         }
         ours::refuse_links(path, &names)?;
         let missing = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists());
