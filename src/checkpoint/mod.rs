@@ -6,6 +6,7 @@
 
 mod atomic;
 mod builtin;
+mod device;
 mod digest;
 mod files;
 mod header;
@@ -22,11 +23,12 @@ mod writer;
 
 pub use atomic::write_atomically;
 pub use builtin::{BUILTINS, Builtin};
+pub use device::device;
 pub use files::{Files, Head};
 pub use hub_id::{HubId, is_hub_id};
 pub use location::Location;
 pub use open::{Checkpoint, TensorInfo};
-pub use tensors::{device, load_tensors, save_tensors, tensors_digest, values};
+pub use tensors::{load_tensors, save_tensors, tensors_digest, values};
 pub use writer::Writer;
 
 pub(crate) use digest::{file_digest, file_digests, hex};

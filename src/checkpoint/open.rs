@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 
 use super::CONFIG;
 use super::builtin::BUILTINS;
+use super::device::device;
 use super::files::Files;
 use super::index::{Shard, shards};
 use super::location::Location;
 use super::numbers::{Numbers, place_in};
-use super::tensors::device;
 use super::words::{nearest, shown};
 use crate::error::{Error, Result};
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use safetensors::Dtype;
 
 use super::atomic::Partial;
+use super::device::device;
 use super::digest::TensorsDigest;
 use super::files::map;
 use super::header::{decode, encode};
@@ -60,11 +61,6 @@ pub fn load_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, BTreeMap<S
         tensors.insert(name, tensor);
     }
     Ok((tensors, header.metadata))
-}
-
-/// The device that tensors are read to. What is made without a tensor beside it is made there too.
-pub fn device() -> Device {
-    Device::Cpu
 }
 
 /// The elements of a tensor, row by row, on the host.

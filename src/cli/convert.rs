@@ -4,6 +4,7 @@ use super::evaluate;
 use super::format;
 use super::plan::RunArgs;
 use super::printer::Printer;
+use super::progress::Works;
 use crate::{Result, run};
 
 /// Run a recipe: convert, evaluate and export a model
@@ -30,7 +31,7 @@ impl Args {
             format::seconds(plan.totals.seconds),
             format::bytes(plan.totals.memory),
         ));
-        let summary = run::convert(&recipe, &plan, self.fresh, &mut printer.works())?;
+        let summary = run::convert(&recipe, &plan, self.fresh, &mut Works::new(printer))?;
         for report in &summary.reports {
             printer.note(format_args!("\n{}", evaluate::rendered(report, true).trim_end()));
         }

@@ -3,6 +3,7 @@
 use super::format::{self, Align, table};
 use super::opened::{Loaded, Opened};
 use super::printer::Printer;
+use super::progress::Works;
 use crate::checkpoint::Location;
 use crate::evaluate::{self, EvaluationText, Report, Score, Selection, beyond_training};
 use crate::model::{Conversion, Model, Student};
@@ -79,7 +80,7 @@ impl Args {
         let opened = Opened::open(&self.model, None)?;
         let Choice { name, location, selection } = self.choice(&opened, printer)?;
         let opened = opened.fetched(printer)?;
-        let mut works = printer.works();
+        let mut works = Works::new(printer);
         // Refuses a text that is too short before any weight is read.
         let text = EvaluationText::read(&name, &location, selection, &opened.tokenizer()?, &mut works)?;
         let Loaded { model, student } = opened.load()?;
@@ -165,7 +166,7 @@ fn load_teacher(text: &str, student: &Opened, run: Option<&Path>, printer: &Prin
     }
     let opened = opened.fetched(printer)?;
     if let Some(run) = run
-        && has_teacher(run, &opened.checkpoint, &mut printer.works())? == Some(false)
+        && has_teacher(run, &opened.checkpoint, &mut Works::new(printer))? == Some(false)
     {
         printer.warn(format_args!(
             "`{text}` is not the teacher that the run has used: its weights or configuration have changed since\n\

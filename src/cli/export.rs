@@ -6,6 +6,7 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::opened::Opened;
 use super::printer::Printer;
+use super::progress::Works;
 use crate::checkpoint::CONFIG;
 use crate::export::{ADAPTER, ExportOptions, NO_GGUF, copy, export, export_fla};
 use crate::model::Student;
@@ -47,7 +48,7 @@ enum Format {
 
 impl Args {
     pub fn run(&self, printer: &Printer) -> Result<()> {
-        let mut works = printer.works();
+        let mut works = Works::new(printer);
         let run = Path::new(&self.run);
         if self.base.is_some() && !self.adapter {
             let hint = "add `--adapter`, or leave `--base` out";

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::printer::Printer;
+use super::progress::Works;
 use crate::arch::Spec;
 use crate::checkpoint::{CONFIG, Checkpoint, Location};
 use crate::hub;
@@ -38,7 +39,7 @@ impl Opened {
     /// Downloads what is still on the Hub.
     pub fn fetched(self, printer: &Printer) -> Result<Opened> {
         let Location::Hub(_) = &self.location else { return Ok(self) };
-        let location = hub::model(&self.location, &mut printer.works())?;
+        let location = hub::model(&self.location, &mut Works::new(printer))?;
         Ok(Opened { checkpoint: Checkpoint::open(&location)?, location, spec: self.spec })
     }
 

@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde::Serialize;
 
-use super::progress::Works;
 use crate::recipe::render;
 use crate::{Error, Result};
 
@@ -65,11 +64,6 @@ impl Printer {
     /// An error with its hint.
     pub fn error(&self, error: &Error) {
         self.people(&render(error, self.color));
-    }
-
-    /// A listener for long work.
-    pub fn works(&self) -> Works {
-        Works::new(self.clone())
     }
 
     /// Whether progress is drawn as bars rather than said in lines.

@@ -32,8 +32,8 @@ struct Work {
 }
 
 impl Works {
-    pub fn new(printer: Printer) -> Self {
-        Works { printer, work: None }
+    pub fn new(printer: &Printer) -> Self {
+        Works { printer: printer.clone(), work: None }
     }
 }
 

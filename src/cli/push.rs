@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::format::{self, Align, table};
 use super::opened::inside_run;
 use super::printer::Printer;
+use super::progress::Works;
 use crate::checkpoint::{HubId, Location};
 use crate::hub::{self, Change, PushFile, PushPlan};
 use crate::{Error, Result};
@@ -60,13 +61,13 @@ impl Args {
         // Nobody means a path here.
         let id = HubId { path: PathBuf::new(), ..id };
         let folder = folder(&self.folder)?;
-        let plan = hub::compare(&folder, &id, self.public, &mut printer.works())?;
+        let plan = hub::compare(&folder, &id, self.public, &mut Works::new(printer))?;
         if self.public && !plan.create {
             printer.warn(format_args!("{}: it exists, and is as visible as it was", plan.repository));
         }
         let commit = match self.dry_run {
             true => None,
-            false => hub::push(&plan, &self.message, &mut printer.works())?,
+            false => hub::push(&plan, &self.message, &mut Works::new(printer))?,
         };
         if self.json {
             let (bytes, commit) = (plan.bytes(), commit.as_deref());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::check::RecipeArgs;
 use super::format;
 use super::printer::Printer;
+use super::progress::Works;
 use crate::plan::{Machine, run_folder};
 use crate::run::is_run;
 use crate::sweep::{Combination, Found, Row, Sweep, ZeroTokens};
@@ -47,7 +48,7 @@ impl Args {
         }
         let sweep = Sweep { recipe: &recipe, folder: &folder, combinations: &combinations };
         if !self.table {
-            sweep.run(Machine::measure()?, &mut printer.works())?;
+            sweep.run(Machine::measure()?, &mut Works::new(printer))?;
         }
         let found = sweep.found()?;
         for (n, what) in [(found.missing, "not run yet"), (found.other, "run with other settings, and left out")] {

@@ -1,6 +1,6 @@
 //! Collects errors while a file is read.
 
-use super::spanned::Span;
+use super::span::Span;
 use crate::checkpoint::nearest;
 use crate::error::Diagnostic;
 

@@ -7,19 +7,23 @@
 
 mod amount;
 mod diagnostics;
+mod form;
 mod overrides;
 mod render;
 mod schema;
+mod span;
 mod spanned;
 mod table;
 mod value_type;
 
 pub use amount::Amount;
 pub use diagnostics::{Diagnostics, backticked};
+pub use form::Form;
 pub use render::render;
-pub use schema::{describe, extend, owners_of};
-pub use spanned::{Span, Spanned, Value};
-pub use table::{Form, Table, read, read_at};
+pub use schema::{extend, owners_of};
+pub use span::Span;
+pub use spanned::{Spanned, Value};
+pub use table::{Table, describe, read, read_at};
 pub use value_type::{Choice, Flag, Integer, List, Number, Text, ValueType};
 
 /// The tree of `text` with `--set` arguments applied; `None` when `text` is not TOML, which is then the only error.

@@ -3,7 +3,8 @@
 use toml::de::DeValue;
 
 use super::diagnostics::{Diagnostics, shortened};
-use super::spanned::{Entry, Span, Spanned, Value, too_deep};
+use super::span::Span;
+use super::spanned::{Entry, Spanned, Value, too_deep};
 
 /// Parts of the longest key; those of real files have a handful.
 const MAX_PARTS: usize = 16;

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::table::{Form, Table, described};
+use super::form::Form;
 
 /// What a table has asked for.
 #[derive(Default)]
@@ -26,6 +26,27 @@ struct Selector {
 }
 
 impl Description {
+    /// A description of this form of the table alone.
+    pub fn of_form(form: &'static str) -> Self {
+        Description { form: Some(form), ..Description::default() }
+    }
+
+    /// The forms of the table; none if no key chooses among forms.
+    pub fn forms(&self) -> &[&'static str] {
+        self.selector.as_ref().map_or(&[], |selector| &selector.forms)
+    }
+
+    /// The schema, given the descriptions of each of the forms.
+    pub fn schema(self, forms: Vec<Description>) -> Json {
+        match &self.selector {
+            None => self.of_keys(),
+            Some(selector) => {
+                let forms: Vec<Json> = forms.into_iter().map(Description::of_keys).collect();
+                by_form(selector, &forms)
+            }
+        }
+    }
+
     pub fn property(&mut self, name: &'static str, help: &str, required: bool, schema: Json) {
         let mut property = json!({ "description": help });
         extend(&mut property, schema);
@@ -55,31 +76,13 @@ impl Description {
         forms.iter().find(|form| self.form.is_none_or(|wanted| form.name() == wanted))
     }
 
-    fn schema(self) -> Json {
+    fn of_keys(self) -> Json {
         let mut schema = json!({ "type": "object", "properties": self.properties, "additionalProperties": false });
         if !self.required.is_empty() {
             schema["required"] = self.required.into();
         }
         schema
     }
-}
-
-/// The JSON Schema of a table.
-pub fn describe<T>(table: &dyn Fn(&mut Table) -> T) -> Json {
-    let run = |form| described(Description { form, ..Description::default() }, table);
-    let mut first = run(None);
-    match first.selector.take() {
-        None => first.schema(),
-        Some(selector) => {
-            let forms: Vec<Json> = selector.forms.iter().map(|&form| run(Some(form)).schema()).collect();
-            by_form(&selector, &forms)
-        }
-    }
-}
-
-/// The JSON Schema of one or more `[[name]]` tables.
-pub fn tables_schema<T>(table: &dyn Fn(&mut Table) -> T) -> Json {
-    json!({ "type": "array", "minItems": 1, "items": describe(table) })
 }
 
 fn by_form(selector: &Selector, forms: &[Json]) -> Json {

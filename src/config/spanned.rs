@@ -5,20 +5,10 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue, Error as TomlError};
 
 use super::diagnostics::{Diagnostics, shortened};
+use super::span::Span;
 
 /// Dots between two separators. Dotted keys nest one table per dot, and depth is stack.
 const MAX_DOTS: usize = 200;
-
-/// Where a value was written.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Span {
-    /// Bytes of the text.
-    Text(Range<usize>),
-    /// The `--set` argument, as typed.
-    Set(String),
-    /// Nowhere: something that is missing altogether.
-    Nowhere,
-}
 
 /// A value and its span.
 #[derive(Debug, Clone)]

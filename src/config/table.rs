@@ -5,11 +5,13 @@
 //! Describing runs it over nothing, and what it asked for becomes the JSON Schema ([`describe`]). A key that chooses
 //! among forms of the table ([`Table::variant`]) is described by running the function once for each form.
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::diagnostics::{Diagnostics, backticked, shortened, suggestion};
-use super::schema::{Description, describe, tables_schema};
-use super::spanned::{Span, Spanned, Value};
+use super::form::Form;
+use super::schema::Description;
+use super::span::Span;
+use super::spanned::{Spanned, Value};
 use super::value_type::ValueType;
 use crate::checkpoint::nearest;
 
@@ -26,34 +28,6 @@ pub struct Table<'a> {
     open: bool,
     /// Present while describing.
     description: Option<Description>,
-}
-
-/// An entry of a registry from which a key chooses by name, see [`Table::variant`].
-pub trait Form {
-    fn name(&self) -> &'static str;
-    /// One line for the schema.
-    fn about(&self) -> &'static str;
-}
-
-impl Form for (&'static str, &'static str) {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    fn about(&self) -> &'static str {
-        self.1
-    }
-}
-
-/// A name, a line about it, and what reads the rest of the table.
-impl<R> Form for (&'static str, &'static str, R) {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    fn about(&self) -> &'static str {
-        self.1
-    }
 }
 
 /// Reads a whole file.
@@ -74,8 +48,20 @@ pub fn read_at<T>(
     value
 }
 
+/// The JSON Schema of a table.
+pub fn describe<T>(table: &dyn Fn(&mut Table) -> T) -> Json {
+    let first = described(Description::default(), table);
+    let forms = first.forms().iter().map(|&form| described(Description::of_form(form), table)).collect();
+    first.schema(forms)
+}
+
+/// The JSON Schema of one or more `[[name]]` tables.
+fn tables_schema<T>(table: &dyn Fn(&mut Table) -> T) -> Json {
+    json!({ "type": "array", "minItems": 1, "items": describe(table) })
+}
+
 /// What `table` asks for.
-pub(super) fn described<T>(description: Description, table: &dyn Fn(&mut Table) -> T) -> Description {
+fn described<T>(description: Description, table: &dyn Fn(&mut Table) -> T) -> Description {
     let mut unused = Diagnostics::new(|_| Vec::new());
     let mut t = Table {
         path: String::new(),

@@ -10,15 +10,12 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::config::text;
+use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::arch::{Arrangement, Part, Spec, StoredTensor, Target};
 use crate::checkpoint::{device, save_tensors, write_atomically};
 use crate::model::{Adapter, Model, Student, join};
 use crate::{Error, Result};
 
-/// The folder of an export that holds its adapter.
-pub const ADAPTER: &str = "adapter";
-pub(super) const CONFIG: &str = "adapter_config.json";
-pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of modules.
 pub(super) const PREFIX: &str = "base_model.model.";
 
@@ -75,8 +72,8 @@ pub(super) fn write(folder: &Path, model: &Model, student: &Student, base: &str)
         return Err(Error::Internal("an object is one".into()));
     };
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "make the folder"))?;
-    write_atomically(&folder.join(CONFIG), &text(&config)?)?;
-    save_tensors(&folder.join(WEIGHTS), &tensors, &BTreeMap::from([("format".into(), "pt".into())]))
+    write_atomically(&folder.join(ADAPTER_CONFIG), &text(&config)?)?;
+    save_tensors(&folder.join(ADAPTER_WEIGHTS), &tensors, &BTreeMap::from([("format".into(), "pt".into())]))
 }
 
 /// A and B of one tensor.

@@ -115,7 +115,7 @@ fn front_matter(student: &Student, teacher: &Checkpoint) -> Result<String> {
 /// The licence that the teacher's own card names, where it is one of the Hub's plain identifiers.
 pub(super) fn license(teacher: &Checkpoint) -> Result<Option<String>> {
     const MAX_BYTES: u64 = 1 << 20;
-    let Ok(Some(bytes)) = teacher.files().read_at_most(super::files::CARD, MAX_BYTES) else { return Ok(None) };
+    let Ok(Some(bytes)) = teacher.files().read_at_most(super::names::CARD, MAX_BYTES) else { return Ok(None) };
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines();
     if lines.next().map(str::trim_end) != Some("---") {

@@ -11,9 +11,6 @@ use crate::checkpoint::Checkpoint;
 use crate::model::{Conversion, Model, Student};
 use crate::{Error, Result};
 
-/// How text is generated: ends of text, sampling.
-pub(super) const GENERATION: &str = "generation_config.json";
-
 /// Keys of a teacher's config.json that say what a converted model no longer is, or how and by what it was saved.
 const DROPPED: [&str; 8] = [
     "auto_map",

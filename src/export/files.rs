@@ -4,15 +4,13 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
-use super::config::GENERATION;
-use super::{Written, adapter};
+use super::Written;
+use super::names::{ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, GENERATION};
 use crate::checkpoint::{CONFIG, Checkpoint, INDEX, WEIGHTS, shown};
 use crate::{Error, Result};
 
 /// The recipe, verbatim.
 pub(super) const RECIPE: &str = "recipe.toml";
-/// The model card.
-pub(super) const CARD: &str = "README.md";
 /// Files of a tokenizer; whichever the teacher has are copied byte for byte.
 pub const TOKENIZER: [&str; 8] = [
     "tokenizer.json",
@@ -48,9 +46,8 @@ pub(super) fn is_exported(name: &str) -> bool {
 /// Whether a folder inside of an export is that of its adapter.
 pub(super) fn is_adapter(folder: &Path) -> bool {
     let names = folder.read_dir().map(|entries| entries.map(|e| e.map(|e| e.file_name())).collect::<Vec<_>>());
-    let known = |name: &std::ffi::OsString| name == adapter::CONFIG || name == adapter::WEIGHTS;
-    folder.ends_with(adapter::ADAPTER)
-        && names.is_ok_and(|names| names.iter().all(|name| name.as_ref().is_ok_and(known)))
+    let known = |name: &std::ffi::OsString| name == ADAPTER_CONFIG || name == ADAPTER_WEIGHTS;
+    folder.ends_with(ADAPTER) && names.is_ok_and(|names| names.iter().all(|name| name.as_ref().is_ok_and(known)))
 }
 
 /// What a teacher has beside its weights and config.json.
@@ -123,7 +120,7 @@ pub(super) fn listing(folder: &Path) -> Result<Vec<Written>> {
     let mut all = Vec::new();
     for entry in folder.read_dir().map_err(Error::io(folder, "list it"))? {
         let entry = entry.map_err(Error::io(folder, "list it"))?;
-        let linked = entry.path().is_symlink() && entry.file_name() != adapter::ADAPTER;
+        let linked = entry.path().is_symlink() && entry.file_name() != ADAPTER;
         if entry.path().is_dir() && !linked {
             let parent = entry.file_name().to_string_lossy().into_owned();
             let inside = listing(&entry.path())?.into_iter();

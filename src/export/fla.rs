@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::config::{GENERATION, generation, text};
+use super::config::{generation, text};
 use super::files::Copies;
 use super::fla_layers::Form;
 use super::forms::without_fla;
+use super::names::GENERATION;
 use super::place::Place;
 use crate::arch::{NormAt, NormKind, Part, Spec, Target};
 use crate::checkpoint::{CONFIG, Checkpoint, Writer, write_atomically};

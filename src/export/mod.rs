@@ -11,6 +11,7 @@ mod files;
 mod fla;
 mod fla_layers;
 mod forms;
+mod names;
 mod parity;
 mod peft;
 mod place;
@@ -32,11 +33,11 @@ use crate::{Error, Result};
 use files::Copies;
 use place::Place;
 
-pub use adapter::ADAPTER;
 pub use copy::copy;
 pub use files::{TOKENIZER, check_companions};
 pub use fla::export_fla;
 pub use forms::{NO_GGUF, without_fla};
+pub use names::ADAPTER;
 pub use parity::{Parity, TOLERANCE, compare};
 pub use peft::Settings;
 pub use place::clear_leftovers;
@@ -108,16 +109,16 @@ pub fn export(
         let dtype = main_dtype(&tensors[..model.spec.tensors().len()]);
         let config = config::config(model, student, teacher, dtype)?;
         write_atomically(&folder.join(CONFIG), &config::text(&config)?)?;
-        if !copies.contains(config::GENERATION) {
+        if !copies.contains(names::GENERATION) {
             let generation = config::generation(&model.spec, &config);
-            write_atomically(&folder.join(config::GENERATION), &config::text(&generation)?)?;
+            write_atomically(&folder.join(names::GENERATION), &config::text(&generation)?)?;
         }
         for (name, text) in python::FILES {
             write_atomically(&folder.join(name), text.as_bytes())?;
         }
         write_atomically(&folder.join(files::RECIPE), recipe_text.as_bytes())?;
         let card = card::card(model, student, teacher, reports)?;
-        write_atomically(&folder.join(files::CARD), card.as_bytes())?;
+        write_atomically(&folder.join(names::CARD), card.as_bytes())?;
         let name = || to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let base = options.base.clone().unwrap_or_else(name);
         adapter::write(&folder.join(ADAPTER), model, student, &base)?;
@@ -151,7 +152,7 @@ pub fn companions_digest(teacher: &Checkpoint) -> Result<String> {
         add(name, bytes);
     }
     if let Some(license) = card::license(teacher)? {
-        add(files::CARD, license.as_bytes());
+        add(names::CARD, license.as_bytes());
     }
     Ok(hex(hash.finalize()))
 }

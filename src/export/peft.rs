@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::adapter::CONFIG;
+use super::names::ADAPTER_CONFIG;
 use crate::checkpoint::shown;
 use crate::{Error, Result};
 
@@ -81,7 +81,7 @@ pub struct Settings {
 impl Settings {
     /// Reads the adapter_config.json of a folder.
     pub fn open(folder: &Path) -> Result<Settings> {
-        let path = folder.join(CONFIG);
+        let path = folder.join(ADAPTER_CONFIG);
         let wrong = |what: String| Error::file(&path, what, FOLDER);
         let found = std::fs::metadata(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
         if !found.is_file() || found.len() > MAX_CONFIG {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::adapter::{PREFIX, WEIGHTS};
+use super::adapter::PREFIX;
+use super::names::ADAPTER_WEIGHTS;
 use super::peft::{FOLDER, Settings};
 use crate::arch::{Spec, Target};
 use crate::checkpoint::{load_tensors, place_in, shown};
@@ -15,7 +16,7 @@ use crate::{Error, Result};
 /// The adapter in `folder`, as this model takes it: its shape, and its tensors under this crate's names.
 pub fn read_adapter(folder: &Path, spec: &Spec) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
     let Settings { rank, alpha, .. } = Settings::open(folder)?;
-    let weights = folder.join(WEIGHTS);
+    let weights = folder.join(ADAPTER_WEIGHTS);
     let (mut found, _) = load_tensors(&weights)?;
     let (mut tensors, mut on) = (BTreeMap::new(), vec![]);
     let places = Target::ALL.into_iter().flat_map(|target| (0..spec.layers).map(move |layer| (target, layer)));

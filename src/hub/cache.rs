@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 
-use super::listing::{Entry, Kind};
+use super::entry::{Entry, Kind};
 use super::session::Session;
 use crate::checkpoint::{HubId, create_anew, open_or_create};
 use crate::{Error, Result};

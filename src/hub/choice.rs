@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::fault::prefix;
-use super::listing::{Entry, Kind, Listing};
+use super::entry::{Entry, Kind};
+use super::explain::prefix;
+use super::listing::Listing;
 use crate::checkpoint::{CONFIG, HubId, INDEX, TEXTS, WEIGHTS};
 use crate::{Error, Result};
 

@@ -10,8 +10,8 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::cache::{Cache, create_parent, is_file_of};
+use super::entry::Entry;
 use super::fault::Fault;
-use super::listing::Entry;
 use super::session::Session;
 use crate::Error;
 use crate::checkpoint::open_or_create;

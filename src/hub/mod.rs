@@ -13,6 +13,10 @@ mod choice;
 #[cfg(feature = "hub")]
 mod commit;
 #[cfg(feature = "hub")]
+mod entry;
+#[cfg(feature = "hub")]
+mod explain;
+#[cfg(feature = "hub")]
 mod fault;
 #[cfg(feature = "hub")]
 mod fetch;

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{Cache, is_commit};
 use super::choice;
-use super::fault::{Fault, near, no_path, prefix};
+use super::entry::{Entry, Kind};
+use super::explain::{near, no_path, prefix};
+use super::fault::Fault;
 use super::fetch::{Counted, Fetch};
-use super::listing::{Entry, Kind, Listing};
+use super::listing::Listing;
 use super::session::Session;
 use super::{Weight, is_offline};
 use crate::checkpoint::{CONFIG, Checkpoint, Files, Head, HubId, INDEX, Location, TEXTS, WEIGHTS};

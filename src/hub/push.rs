@@ -11,10 +11,11 @@ use hf_hub::progress::{ProgressEvent, ProgressHandler, UploadEvent};
 use hf_hub::repository::CommitOperation;
 
 use super::commit;
+use super::entry::{Entry, Kind};
 use super::fault::Fault;
 use super::fetch::Sum;
 use super::lfs::{Object, Store};
-use super::listing::{Entry, Kind, Listing};
+use super::listing::Listing;
 use super::session::Session;
 use super::{Change, PushFile, PushPlan, is_offline};
 use crate::checkpoint::{Checkpoint, HubId, INDEX, Location, within};

@@ -106,7 +106,8 @@ fn evaluate_repeats_the_run() {
     assert_eq!(all["part"], "whole");
 
     t.run("longer than the training", &["evaluate", "runs/smoke", "--sequence", "512"]);
-    t.run("the model elsewhere", &["export", "runs/smoke", "--to", "out/model"]);
+    let export = subquad(&t.path(""), &["export", "runs/smoke", "--to", "out/model"]).output().unwrap();
+    assert!(export.status.success(), "{}", String::from_utf8_lossy(&export.stderr));
     let elsewhere = ["evaluate", "out/model", "--text", "builtin:tinystories-valid", "--tokens", "2K"];
     t.run("at the length of its training", &elsewhere);
     t.run("no text is known", &["evaluate", "out/model"]);
