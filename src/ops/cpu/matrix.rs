@@ -60,7 +60,8 @@ impl<'a> Mat<'a> {
             }
         } else {
             assert_eq!(self.row_stride, 1, "a dense or a transposed matrix");
-            transpose(self.t(), buffer);
+            let t = self.t();
+            transpose(t.rows, t.cols, |i| t.row(i), buffer);
         }
         Mat::new(buffer, rows, cols)
     }

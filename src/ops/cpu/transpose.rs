@@ -1,14 +1,12 @@
 //! Copies of transposed matrices, in squares that registers hold.
 
-use super::matrix::Mat;
 use super::simd::simd;
 
 /// Side of a square: a vector of AVX-512.
 const SIDE: usize = 16;
 
-/// Writes the transpose of `from` [R, C], rows dense, to `to` [C, R].
-pub(super) fn transpose(from: Mat, to: &mut [f32]) {
-    let (rows, cols) = (from.rows, from.cols);
+/// Writes the transpose of a matrix [R, C], whose rows `row` gives, to `to` [C, R].
+pub(super) fn transpose<'a>(rows: usize, cols: usize, row: impl Fn(usize) -> &'a [f32], to: &mut [f32]) {
     assert_eq!(to.len(), rows * cols);
     let (whole_rows, whole_cols) = (rows - rows % SIDE, cols - cols % SIDE);
     #[cfg(target_arch = "x86_64")]
@@ -17,7 +15,7 @@ pub(super) fn transpose(from: Mat, to: &mut [f32]) {
     let done = false;
     for i in (0..whole_rows).step_by(SIDE) {
         for j in (0..whole_cols).step_by(SIDE) {
-            let lines = std::array::from_fn(|r| from.row(i + r)[j..].first_chunk::<SIDE>().expect("a whole square"));
+            let lines = std::array::from_fn(|r| row(i + r)[j..].first_chunk::<SIDE>().expect("a whole square"));
             let to = &mut to[j * rows + i..];
             #[cfg(target_arch = "x86_64")]
             if done {
@@ -31,7 +29,7 @@ pub(super) fn transpose(from: Mat, to: &mut [f32]) {
     }
     // What is left at both edges.
     for i in 0..rows {
-        let from = from.row(i);
+        let from = row(i);
         let left = if i < whole_rows { whole_cols } else { 0 };
         for j in left..cols {
             to[j * rows + i] = from[j];
@@ -106,7 +104,7 @@ mod tests {
         for (rows, cols, stride) in [(1, 1, 1), (16, 16, 16), (64, 64, 256), (33, 50, 60), (15, 17, 17), (80, 31, 40)] {
             let from: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
             let mut to = vec![f32::NAN; rows * cols];
-            transpose(Mat::strided(&from, rows, cols, stride), &mut to);
+            transpose(rows, cols, |i| &from[i * stride..][..cols], &mut to);
             for (i, x) in to.iter().enumerate() {
                 assert_eq!(*x, from[i % rows * stride + i / rows], "{rows} x {cols}, element {i}");
             }
@@ -120,7 +118,7 @@ mod tests {
         let mut plain = vec![0.0; SIDE * SIDE];
         turn_square(&lines, &mut plain, SIDE);
         let mut all = vec![0.0; SIDE * SIDE];
-        transpose(Mat::new(&from, SIDE, SIDE), &mut all);
+        transpose(SIDE, SIDE, |i| &from[i * SIDE..][..SIDE], &mut all);
         assert_eq!(plain, all);
     }
 }

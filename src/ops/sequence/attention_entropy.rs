@@ -15,7 +15,7 @@ use crate::ops::cpu::{HeadsView, Output, Slice, matrix::Mat, matrix::MatMut};
 use crate::ops::layout::gather::{mask, only};
 use crate::ops::operator::{Operator, apply1};
 use crate::ops::tape::Var;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -196,8 +196,9 @@ impl AttentionEntropy {
         let total: f64 = parts.iter().map(|p| p.0).sum();
         let d_gamma: Vec<f32> =
             (0..heads).map(|h| (0..batch).map(|i| parts[i * heads + h].1).sum::<f64>() as f32).collect();
-        let loss = Tensor::new((total / self.rows(heads)) as f32, &Device::Cpu)?;
-        Ok((loss, [da.tensor()?, db.tensor()?, Tensor::from_vec(d_gamma, heads, &Device::Cpu)?]))
+        let d_gamma = Tensor::from_vec(d_gamma, heads, x[0].device())?;
+        let loss = Tensor::new((total / self.rows(heads)) as f32, x[0].device())?;
+        Ok((loss, [da.tensor()?, db.tensor()?, d_gamma]))
     }
 }
 
