@@ -3,7 +3,7 @@
 //! They are what the fast operators are compared with, outputs and all gradients (candle's own autograd). Never fast.
 
 use crate::ops::{AttentionMask, Documents, KvLayout, Span};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use std::ops::Range;
 
 /// Whole heads repeated: [B, T, G, K] -> [B, T, H, K].
@@ -63,7 +63,7 @@ impl<'a> Positions<'a> {
             r => columns + r - self.seen,
         };
         let columns: Vec<u32> = positions.iter().map(|r| column(r) as u32).collect();
-        x.get(self.row)?.index_select(&Tensor::new(columns, &Device::Cpu)?, 0)
+        x.get(self.row)?.index_select(&Tensor::new(columns, x.device())?, 0)
     }
 }
 
