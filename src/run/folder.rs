@@ -23,7 +23,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Locks the folder, made when missing. One that holds other things than a run is refused.
+    /// Locks the folder, made when missing. A folder that is not empty and is not a run is refused.
     pub fn open(path: &Path) -> Result<Self> {
         if let Some(file) = path.ancestors().find(|p| p.is_file()) {
             let hint = "choose another folder with `--out`";

@@ -13,7 +13,7 @@ fn write(folder: &Path, name: &str, text: &str) {
 fn refused_as_foreign(folder: &Path, fresh: bool) {
     let before = files(folder);
     let error = try_run(folder, &[], fresh, &mut Listener::default()).unwrap_err();
-    assert!(error.to_string().contains("other things than a run"), "{error}");
+    assert!(error.to_string().contains("is not a subquad run"), "{error}");
     assert_eq!(files(folder), before);
 }
 
