@@ -147,16 +147,3 @@ pub fn record(
     tape.0.borrow_mut().list.push(record);
     Ok(outputs.into_iter().zip(ids).map(|(value, id)| Var { value, place: Some((tape.clone(), id)) }).collect())
 }
-
-/// Records an operation with one output; its gradient is always present.
-pub fn record1(
-    inputs: &[&Var],
-    output: Tensor,
-    backward: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + 'static,
-) -> Result<Var> {
-    let mut vars = record(inputs, vec![output], |mut g| match g.swap_remove(0) {
-        Some(g) => backward(g),
-        None => Err(Error::Internal("a backward pass ran without a gradient".into())),
-    })?;
-    Ok(vars.swap_remove(0))
-}
